@@ -1,0 +1,83 @@
+"""The shared core: attention as a masked softmax over scores, then a weighted sum of values.
+
+Letters, here and in every module: B batch, H heads, T queries, S keys, D head dimension.
+A mask is boolean and True means "may attend", as in PyTorch's `scaled_dot_product_attention`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def check_mask(mask: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Raise unless `mask` is boolean (TypeError) and broadcastable to `shape` (ValueError)."""
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask has dtype {mask.dtype}; it must be torch.bool, True where a query may attend")
+    fits = mask.dim() <= len(shape) and all(
+        m in (1, n) for m, n in zip(mask.shape[::-1], shape[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, which does not broadcast to {tuple(shape)}")
+
+
+def masked_softmax(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax over the last axis of `scores` (..., T, S), among the keys that `mask` allows.
+
+    Forbidden keys get weight 0. A row with no allowed key is all zeros, not NaN, and so is its gradient.
+    """
+    if mask is None:
+        return scores.softmax(-1)
+    check_mask(mask, scores.shape)
+    # An empty row is NaN after the softmax; the second fill makes it, and its gradient, exactly zero.
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1).masked_fill(~mask, 0.0)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    return_weights: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(query keyᵀ · scale) value, over the keys that `mask` allows.
+
+    query (..., T, D), key (..., S, D), value (..., S, Dv), with equal leading axes, usually (B, H);
+    mask boolean, broadcastable to (..., T, S); scale defaults to D ** -0.5.
+    Returns the output (..., T, Dv), or (output, weights (..., T, S)) with `return_weights`, which builds the
+    T×S matrix; without it PyTorch's fused kernel runs. A query with no allowed key gets zeros.
+
+    Raises ValueError for shapes or devices that do not fit, TypeError for dtypes that do not.
+    Vaswani et al. 2017, equation 1. Differs from the paper: empty rows are defined.
+    """
+    _check_tensors(query, key, value)
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    if not return_weights:
+        check_mask(mask, (*query.shape[:-1], key.shape[-2]))
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        if mask is None:
+            return output
+        # Kernels disagree about empty rows (0 or NaN, by device and version), so we say what they are.
+        return output.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    weights = masked_softmax(query @ key.transpose(-2, -1) * scale, mask)  # (..., T, S)
+    return weights @ value, weights  # (..., T, Dv), (..., T, S)
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if min(query.dim(), key.dim(), value.dim()) < 2:
+        raise ValueError(f"query, key and value need at least two axes (T, D): {shapes}")
+    if not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+        raise ValueError(f"leading axes differ: {shapes}")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"query has D={query.shape[-1]} but key has D={key.shape[-1]}: {shapes}")
+    if key.shape[-2] != value.shape[-2]:
+        raise ValueError(f"there are {key.shape[-2]} keys but {value.shape[-2]} values: {shapes}")
+    if not query.dtype == key.dtype == value.dtype:
+        raise TypeError(f"dtypes differ: query {query.dtype}, key {key.dtype}, value {value.dtype}")
+    if not query.device == key.device == value.device:
+        raise ValueError(f"devices differ: query {query.device}, key {key.device}, value {value.device}")

@@ -1,0 +1,127 @@
+"""Boolean masks (T, S), True where query i may attend to key j, built from absolute positions.
+
+The queries are the last T of S positions: query i stands at position S - T + i, so the last query sees the
+last key (bottom-right alignment, which is what decoding with a cache needs). S defaults to T. With T > S the
+first T - S queries stand before every key.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+
+def causal_mask(T: int, S: int | None = None) -> Tensor:
+    """True where the key is not after the query. (T, S)."""
+    query, key = _positions(T, S)
+    return key <= query
+
+
+def sliding_window_mask(T: int, S: int | None = None, *, window: int, causal: bool = True) -> Tensor:
+    """True where the key is among the last `window` tokens, the query's own included. (T, S).
+
+    Causal: query - window < key <= query. Not causal: |query - key| < window.
+    """
+    _at_least_one(window=window)
+    query, key = _positions(T, S)
+    distance = query - key
+    return (distance >= 0) & (distance < window) if causal else distance.abs() < window
+
+
+def strided_mask(T: int, S: int | None = None, *, stride: int, causal: bool = True) -> Tensor:
+    """True at every `stride`-th key counted back from the query, the query's own included. (T, S).
+
+    Child et al. 2019, section 4.2, second head; its first head is `sliding_window_mask`.
+    """
+    _at_least_one(stride=stride)
+    query, key = _positions(T, S)
+    return _cut((query - key) % stride == 0, query, key, causal)
+
+
+def fixed_mask(T: int, S: int | None = None, *, block: int, summary: int, causal: bool = True) -> Tensor:
+    """True in the query's own block of `block` tokens, and at the last `summary` tokens of every block. (T, S).
+
+    Child et al. 2019, section 4.2, both heads of the fixed pattern together.
+    """
+    _at_least_one(block=block, summary=summary)
+    if summary > block:
+        raise ValueError(f"summary={summary} is larger than block={block}")
+    query, key = _positions(T, S)
+    return _cut((query // block == key // block) | (key % block >= block - summary), query, key, causal)
+
+
+def dilated_mask(T: int, S: int | None = None, *, window: int, dilation: int, causal: bool = True) -> Tensor:
+    """True at `window` keys spaced `dilation` apart, the query's own included. (T, S).
+
+    Beltagy et al. 2020, section 3.1. Differs from the paper: `window` counts keys on one side, self included.
+    """
+    _at_least_one(window=window, dilation=dilation)
+    query, key = _positions(T, S)
+    distance = query - key
+    reached = (distance % dilation == 0) & (distance.abs() < window * dilation)
+    return _cut(reached, query, key, causal)
+
+
+def global_mask(
+    T: int, S: int | None = None, *, global_tokens: Sequence[int] | Tensor, causal: bool = False
+) -> Tensor:
+    """True where the query or the key is one of `global_tokens`, given as absolute positions. (T, S).
+
+    Beltagy et al. 2020, section 3.1. Follows the paper: global attention is symmetric.
+    """
+    query, key = _positions(T, S)
+    tokens = torch.as_tensor(global_tokens, dtype=torch.long).flatten()
+    n = key.numel()
+    if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < n):
+        raise ValueError(f"global_tokens {tokens.tolist()} are not all within 0 … {n - 1}")
+    return _cut(torch.isin(query, tokens) | torch.isin(key, tokens), query, key, causal)
+
+
+def random_block_mask(T: int, S: int | None = None, *, block: int, n_random: int, seed: int) -> Tensor:
+    """True in up to `n_random` earlier blocks of `block` tokens, drawn for each block of queries. (T, S).
+
+    The draw for a block depends on `seed` and the block's index, never on T or S, so a longer sequence has
+    the same pattern in its prefix. Block b has b earlier blocks; where that is fewer than n_random, all are taken.
+    Zaheer et al. 2020, section 2. Differs from the paper: only earlier blocks are drawn, which is what makes
+    the pattern independent of the length and usable when decoding.
+    """
+    _at_least_one(block=block)
+    if n_random < 0:
+        raise ValueError(f"n_random={n_random}, but it must be at least 0")
+    query, key = _positions(T, S)
+    n_blocks = -(-key.numel() // block)
+    chosen = torch.zeros(n_blocks, n_blocks, dtype=torch.bool)
+    for row in range(max(0, int(query[0])) // block, n_blocks):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
+        chosen[row, torch.randperm(row, generator=generator)[:n_random]] = True
+    return chosen[query.clamp(min=0) // block, key // block] & (query >= 0)
+
+
+def combine(*masks: Tensor, how: str = "or") -> Tensor:
+    """Union (`how="or"`) or intersection (`how="and"`) of masks that broadcast to each other."""
+    if not masks:
+        raise ValueError("combine needs at least one mask")
+    if how not in ("or", "and"):
+        raise ValueError(f'how={how!r}, but it must be "or" or "and"')
+    for mask in masks:
+        if mask.dtype != torch.bool:
+            raise TypeError(f"a mask has dtype {mask.dtype}; it must be torch.bool")
+    return reduce(torch.logical_or if how == "or" else torch.logical_and, masks)
+
+
+def _positions(T: int, S: int | None) -> tuple[Tensor, Tensor]:
+    """Absolute positions of the queries (T, 1) and the keys (1, S)."""
+    S = T if S is None else S
+    _at_least_one(T=T, S=S)
+    return torch.arange(S - T, S)[:, None], torch.arange(S)[None]
+
+
+def _cut(mask: Tensor, query: Tensor, key: Tensor, causal: bool) -> Tensor:
+    return mask & (key <= query) if causal else mask
+
+
+def _at_least_one(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size}, but it must be at least 1")
