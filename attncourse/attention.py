@@ -15,9 +15,7 @@ def check_mask(mask: Tensor | None, shape: tuple[int, ...]) -> None:
         return
     if mask.dtype != torch.bool:
         raise TypeError(f"mask has dtype {mask.dtype}; it must be torch.bool, True where a query may attend")
-    fits = mask.dim() <= len(shape) and all(
-        m in (1, n) for m, n in zip(mask.shape[::-1], shape[::-1], strict=False)
-    )
+    fits = mask.dim() <= len(shape) and all(m in (1, n) for m, n in zip(mask.shape[::-1], shape[::-1], strict=False))
     if not fits:
         raise ValueError(f"mask has shape {tuple(mask.shape)}, which does not broadcast to {tuple(shape)}")
 

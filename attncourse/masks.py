@@ -63,9 +63,7 @@ def dilated_mask(T: int, S: int | None = None, *, window: int, dilation: int, ca
     return _cut(reached, query, key, causal)
 
 
-def global_mask(
-    T: int, S: int | None = None, *, global_tokens: Sequence[int] | Tensor, causal: bool = False
-) -> Tensor:
+def global_mask(T: int, S: int | None = None, *, global_tokens: Sequence[int] | Tensor, causal: bool = False) -> Tensor:
     """True where the query or the key is one of `global_tokens`, given as absolute positions. (T, S).
 
     Beltagy et al. 2020, section 3.1. Follows the paper: global attention is symmetric.

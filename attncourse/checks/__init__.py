@@ -1,0 +1,70 @@
+"""Exercises and their checks. `check(id, answer)` tells whether an answer is right, or which mistake it makes."""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from attncourse.checks import compute
+from attncourse.checks.judge import SEEDS, Verdict, ask, judge
+from attncourse.checks.report import CheckFailed, Report
+from attncourse.checks.spec import Exercise
+
+__all__ = ["CheckFailed", "Report", "Verdict", "check", "evaluate", "exercise", "exercises"]
+
+# The part of an id before the slash -> the module of its specifications, in the order of the chapters.
+CHAPTERS = ("bahdanau",)
+
+
+def exercises(chapter: str | None = None) -> list[Exercise]:
+    """All exercises, or those of one chapter, in the order of the book."""
+    chapters = CHAPTERS if chapter is None else (chapter,)
+    return [e for name in chapters for e in importlib.import_module(f"attncourse.checks.{name}").EXERCISES]
+
+
+def exercise(id: str) -> Exercise:
+    """The exercise called `id`, such as "bahdanau/additive_score"."""
+    chapter = id.split("/")[0]
+    known = exercises(chapter) if chapter in CHAPTERS else exercises()
+    for candidate in known:
+        if candidate.id == id:
+            return candidate
+    raise ValueError(f"there is no exercise {id!r}; there are {', '.join(e.id for e in known)}")
+
+
+def evaluate(id: str, answer: Any, variant: str | None = None) -> Verdict:
+    """Judge `answer`, the learner's function or class, without showing anything."""
+    spec = exercise(id) if variant is None else exercise(id).variant(variant)
+    if answer is None or answer is ...:
+        return Verdict(spec, "not attempted", "Not attempted yet.")
+    if not callable(answer):
+        return Verdict(
+            spec, "type", f"`{spec.defines}` is a {type(answer).__name__}; give check the function or class itself."
+        )
+    with _one_thread():
+        question = ask(spec, SEEDS)
+        replies = [compute.run(answer, script, spec.forbidden) for script in question.scripts]
+        return judge(spec, question, replies)
+
+
+def check(id: str, answer: Any, variant: str | None = None) -> Report:
+    """Check an answer and show the result: `check("bahdanau/additive_score", additive_score)`.
+
+    Nothing is stored or sent. Under nbgrader (NBGRADER_EXECUTION set) anything but a pass raises CheckFailed.
+    """
+    report = Report(evaluate(id, answer, variant))
+    report.show()
+    return report
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The tensors of a check are tiny: on a busy machine a second thread costs fifteen times what it gains."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,284 @@
+"""Decide what a reply means: right, not attempted, or wrong and how. Never runs the learner's code."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from attncourse.checks import compute
+from attncourse.checks.script import Failure, Reply, Result, Script
+from attncourse.checks.spec import Exercise, Misconception
+
+SEEDS = (0, 1)  # of the instant check; grading derives others from the instructor's key
+
+EDITS_INPUTS = "Your code changes its inputs in place: whoever called it finds other numbers there. Work on a copy."
+DETACHES = (
+    "No gradient reaches {names}: something detaches the graph (`.detach()`, `.data`, `.item()`, numpy, "
+    "`torch.tensor(…)` of a tensor, or `no_grad`). The output is right, but a model could not train through it."
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first number that differs, in the smallest script in which one does."""
+
+    script: str
+    sizes: str
+    output: str
+    index: tuple[int, ...]
+    got: float
+    expected: float
+    got_row: tuple[float, ...]
+    expected_row: tuple[float, ...]
+    largest: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an answer was judged.
+
+    kind: "passed", "not attempted", "raised", "forbidden", "type", "shape", "dtype", "nan", "mistake" (values
+    that equal a known mistake) or "different" (values that equal none); mistakes: the misconceptions recognised,
+    one or two, whatever the kind; advice: habits worth changing, which cost no points.
+    """
+
+    exercise: Exercise
+    kind: str
+    message: str
+    mistakes: tuple[Misconception, ...] = ()
+    difference: Difference | None = None
+    advice: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return self.kind == "passed"
+
+    @property
+    def points(self) -> int:
+        return self.exercise.points if self.passed else 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """The scripts an answer is asked, and what a right answer replies to each."""
+
+    scripts: tuple[Script, ...]
+    expected: tuple[Reply, ...]
+
+
+def ask(exercise: Exercise, seeds: Sequence[int] = SEEDS) -> Question:
+    """Write the scripts of an exercise for these seeds, smallest first, and run the reference on them."""
+    scripts = sorted((script for seed in seeds for script in exercise.scripts(seed)), key=lambda s: s.size)
+    expected = tuple(compute.run(exercise.reference, script) for script in scripts)
+    for script, reply in zip(scripts, expected, strict=True):
+        if reply.failure:
+            raise RuntimeError(f"the reference of {exercise.id} fails on {script.name!r}: {reply.failure}")
+    return Question(tuple(scripts), expected)
+
+
+def judge(exercise: Exercise, question: Question, replies: Sequence[Reply]) -> Verdict:
+    """The verdict on an answer's replies to the question's scripts."""
+    if any(reply.failure and reply.failure.type == "NotImplementedError" for reply in replies):
+        return Verdict(exercise, "not attempted", "Not attempted yet.")
+    asked = list(zip(question.scripts, question.expected, replies, strict=True))
+    scored = [row for row in asked if row[0].habit is None]
+    found = _first_problem(exercise, scored)
+    if found is None:
+        return Verdict(exercise, "passed", "Correct.", advice=tuple(_advice(exercise, asked)))
+    kind, message, script = found
+    if kind == "forbidden":
+        return Verdict(exercise, kind, message)
+    mistakes = _recognise(exercise, scored)
+    difference = next(_differences(exercise, scored), None) if kind in ("nan", "different") else None
+    if kind == "different" and mistakes:
+        kind, message = "mistake", ""
+    return Verdict(exercise, kind, message, mistakes, difference)
+
+
+Row = tuple[Script, Reply, Reply]  # a script, the reference's reply, the answer's reply
+
+
+def _first_problem(exercise: Exercise, rows: list[Row]) -> tuple[str, str, Script] | None:
+    """The first thing wrong, in the order that a learner can act on; None when all is right."""
+    stages = [("raised", _raised), ("type", _type), ("shape", _shape), ("dtype", _dtype), ("nan", _nan)]
+    for kind, stage in [*stages, ("different", _different)]:
+        for script, expected, reply in rows:
+            message = stage(exercise, script, expected, reply)
+            if message is not None:
+                forbidden = reply.failure is not None and reply.failure.type == "ForbiddenCall"
+                return "forbidden" if forbidden else kind, message, script
+    return None
+
+
+def _raised(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> str | None:
+    failure = reply.failure
+    if failure is None:
+        return None
+    where = f" in line {failure.line} of the cell, `{failure.code}`" if failure.line and failure.code else ""
+    return f"{_error(failure)}{where}, when called with {_sizes(script)}."
+
+
+def _error(failure: Failure) -> str:
+    return f"{failure.type}: {failure.message}" if failure.message else failure.type
+
+
+def _type(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> str | None:
+    for call, right, result in zip(script.calls, expected.results, reply.results, strict=True):
+        wanted = "a tensor" if right.type == "Tensor" else f"a tuple of {len(right.outputs)} tensors"
+        wanted += f" ({', '.join(output.name for output in exercise.outputs)})"
+        name = f"`{call.method}`" if call.method else f"`{exercise.defines}`"
+        if right.type == "NoneType":
+            continue
+        if result.type == "NoneType":
+            return f"{name} returns None; it should return {wanted}. Is a `return` missing?"
+        if not result.outputs or len(result.outputs) != len(right.outputs):
+            n = f" of {len(result.outputs)}" if result.type == "tuple" else ""
+            return f"{name} returns a {result.type}{n}; it should return {wanted}."
+    return None
+
+
+def _shape(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> str | None:
+    for output, right, got in _outputs(exercise, expected, reply):
+        if got.shape == right.shape:
+            continue
+        letters = output.axes.split()
+        message = (
+            f"{output.name} has shape {tuple(got.shape)}; it should be ({', '.join(letters)}) = {tuple(right.shape)}"
+        )
+        if got.dim() != right.dim():
+            message += f": {got.dim()} axes instead of {right.dim()}"
+        elif sorted(got.shape) == sorted(right.shape):
+            moved = [letter for letter, a, b in zip(letters, got.shape, right.shape, strict=True) if a != b]
+            message += f": the axes {' and '.join(moved)} are in each other's place"
+        else:
+            axis = next(i for i, (a, b) in enumerate(zip(got.shape, right.shape, strict=True)) if a != b)
+            message += f": axis {axis} is {got.shape[axis]} where {letters[axis]} is {right.shape[axis]}"
+        return f"{message}. The call had {_sizes(script)}."
+    return None
+
+
+def _dtype(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> str | None:
+    for output, right, got in _outputs(exercise, expected, reply):
+        if got.dtype != right.dtype:
+            return f"{output.name} has dtype {got.dtype}; for these inputs it should be {right.dtype}."
+    return None
+
+
+def _nan(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> str | None:
+    for output, right, got in _outputs(exercise, expected, reply):
+        bad = ~torch.isfinite(got) & torch.isfinite(right) if got.is_floating_point() else torch.zeros(1).bool()
+        if bad.any():
+            index = tuple(bad.nonzero()[0].tolist())
+            return f"{output.name}{list(index)} is {got[index].item()}, when called with {_sizes(script)}."
+    return None
+
+
+def _different(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> str | None:
+    close = all(_close(exercise, got, right) for _, right, got in _outputs(exercise, expected, reply))
+    if close:
+        return None
+    for held in exercise.properties:
+        calls = zip(script.calls, expected.results, reply.results, strict=True)
+        if not all(held.holds(call, result) for call, right, result in calls if right.outputs):
+            return f"A right answer keeps this, and yours does not: {held.text}."
+    return "The values differ, and they equal no mistake that this check knows."
+
+
+def _differences(exercise: Exercise, rows: list[Row]) -> Iterator[Difference]:
+    for script, expected, reply in rows:
+        for output, right, got in _outputs(exercise, expected, reply):
+            wrong = ~torch.isclose(got, right, rtol=exercise.rtol, atol=exercise.atol)
+            if wrong.any():
+                index = tuple(wrong.nonzero()[0].tolist())
+                row = index[:-1]
+                yield Difference(
+                    script.name,
+                    _sizes(script),
+                    output.name,
+                    index,
+                    got[index].item(),
+                    right[index].item(),
+                    tuple(got[row].tolist()),
+                    tuple(right[row].tolist()),
+                    (got.double() - right.double()).abs().nan_to_num(float("inf")).max().item(),
+                )
+
+
+def _outputs(exercise: Exercise, expected: Reply, reply: Reply) -> Iterator[tuple]:
+    """(what it is, right tensor, given tensor) for every tensor of every call."""
+    for right, result in zip(expected.results, reply.results, strict=True):
+        yield from zip(exercise.outputs, right.outputs, result.outputs, strict=False)
+
+
+def _recognise(exercise: Exercise, rows: list[Row]) -> tuple[Misconception, ...]:
+    """The misconception whose replies these are, or the two that together give them, or nothing."""
+    by_name = {misconception.name: misconception for misconception in exercise.misconceptions}
+    for n in (1, 2):
+        for names in combinations(by_name, n):
+            if _same_replies(exercise, exercise.faulty(frozenset(names)), rows):
+                return tuple(by_name[name] for name in names)
+    return ()
+
+
+def _same_replies(exercise: Exercise, implementation: Callable, rows: list[Row]) -> bool:
+    """Whether `implementation` gives the answer's replies, and not merely the same exceptions."""
+    informative = False
+    for script, expected, reply in rows:
+        imitated = compute.run(implementation, script)
+        if not _same(exercise, imitated, reply):
+            return False
+        informative = informative or bool(reply.results and not _same(exercise, imitated, expected))
+    return informative
+
+
+def _same(exercise: Exercise, one: Reply, other: Reply) -> bool:
+    if (one.failure is None) != (other.failure is None) or len(one.results) != len(other.results):
+        return False
+    return all(_same_result(exercise, a, b) for a, b in zip(one.results, other.results, strict=True))
+
+
+def _same_result(exercise: Exercise, one: Result, other: Result) -> bool:
+    if one.type != other.type or len(one.outputs) != len(other.outputs):
+        return False
+    return all(_close(exercise, a, b) for a, b in zip(one.outputs, other.outputs, strict=True))
+
+
+def _close(exercise: Exercise, got: Tensor, right: Tensor) -> bool:
+    return (
+        got.shape == right.shape
+        and got.dtype == right.dtype
+        and torch.allclose(got, right, rtol=exercise.rtol, atol=exercise.atol, equal_nan=True)
+    )
+
+
+def _advice(exercise: Exercise, asked: list[Row]) -> Iterator[str]:
+    """Habits that right values hide: said once each."""
+    edited, detached = False, {}
+    for script, expected, reply in asked:
+        if script.habit is not None:
+            continue
+        for call, right, result in zip(script.calls, expected.results, reply.results, strict=True):
+            edited = edited or any(
+                not torch.equal(after, call.arguments[name]) for name, after in result.inputs.items()
+            )
+            for name, gradient in right.gradients.items():
+                if gradient is not None and result.gradients.get(name) is None:
+                    detached[name] = True
+    if edited:
+        yield EDITS_INPUTS
+    elif detached:
+        yield DETACHES.format(names=" or ".join(f"`{name}`" for name in detached))
+    for habit, advice in exercise.habits.items():
+        probes = [row for row in asked if row[0].habit == habit]
+        if any(not _same(exercise, expected, reply) for _, expected, reply in probes):
+            yield advice
+
+
+def _sizes(script: Script) -> str:
+    """The inputs of the script's first call, as a learner would say them: "query (2, 3, 5), mask None"."""
+    arguments = script.calls[-1].arguments.items()
+    return ", ".join(
+        f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} {value}" for name, value in arguments
+    )
