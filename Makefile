@@ -1,0 +1,68 @@
+# make book and make test do everything on a fresh machine. TORCH='…' passes pip arguments for torch.
+.PHONY: help setup book serve check test test-all exercises matrix bench lab clean
+.DEFAULT_GOAL := help
+export TORCH PYTHON
+BIN := .venv/bin
+STATED := requirements.txt requirements-test.txt pyproject.toml package.json package-lock.json scripts/setup.sh
+PYTEST := $(BIN)/python -m pytest
+say = @printf '\n== %s\n' '$(1)'
+
+help:  ## say what the commands are
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
+
+.venv/book.stamp: $(STATED)
+	@scripts/setup.sh book
+
+.venv/test.stamp: $(STATED)
+	@scripts/setup.sh test
+
+setup: .venv/test.stamp  ## install everything that the other commands need
+
+book: .venv/book.stamp  ## build the book, and say where to open it
+	@$(BIN)/python scripts/build_book.py
+
+serve: book  ## build the book and serve it on this machine
+	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+
+lint: .venv/test.stamp
+	$(call say,Lint)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+unit: .venv/test.stamp
+	$(call say,Unit tests; oracles and mutants)
+	@$(PYTEST) -m 'not browser' -n 2
+
+check: lint unit  ## quick: lint and unit tests, before every commit (at most 90 s)
+
+notebooks-run: .venv/test.stamp
+	$(call say,Every notebook from top to bottom)
+	@$(PYTEST) --nbval-lax --nbval-cell-timeout=120 -n 2 --dist loadfile notebooks solutions exercises
+
+pages: .venv/test.stamp
+	$(call say,The book and its pages in a browser)
+	@$(BIN)/python scripts/build_book.py
+	@$(PYTEST) -m browser
+
+test:  ## everything that CI runs
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory notebooks-run
+	@$(MAKE) --no-print-directory pages
+	$(call say,All checks passed)
+
+test-all: test  ## before a release: everything, the slow checks too
+
+exercises: .venv/test.stamp  ## make exercises/ from solutions/
+	@$(BIN)/python scripts/exercises.py
+
+matrix: .venv/test.stamp  ## recompute which mistakes the checks catch and name
+	@$(BIN)/python -m tests.checks.matrix
+
+bench: .venv/test.stamp  ## measure: ratios within one process
+	@for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+lab: .venv/book.stamp  ## run the experiments whose results are committed (long; resumes)
+	@$(BIN)/python -m attncourse.lab
+
+clean:  ## remove what was built, keep .venv
+	@rm -rf _build

@@ -1,0 +1,53 @@
+"""Measure what a function costs: median time, and bytes of every tensor it makes."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class _Allocations(TorchDispatchMode):
+    """Adds up the storage of every tensor that an operation makes, and remembers the largest."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in given:  # a view allocates nothing
+                size = leaf.untyped_storage().nbytes()
+                self.total += size
+                self.largest = max(self.largest, size)
+        return result
+
+
+def allocated_bytes(function: Callable[[], object]) -> tuple[int, int]:
+    """Bytes of all tensors that one call makes, and of the largest of them. Counted, not sampled: the same each run."""
+    with _Allocations() as allocations:
+        function()
+    return allocations.total, allocations.largest
+
+
+def median_ms(functions: dict[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:
+    """Median milliseconds of one call of each function, taken in turn so that a busy moment hits all of them."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for round_ in range(repeats + 1):  # the first round warms up and does not count
+        for name, function in functions.items():
+            start = _now()
+            function()
+            if round_:
+                times[name].append(1000 * (_now() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
