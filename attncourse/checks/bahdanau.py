@@ -224,8 +224,8 @@ def masked_softmax_scripts(seed: int) -> Iterator[Script]:
     yield script("a batch", inputs.normal(2, 3, 5, spread=3.0), inputs.mask(2, 3, 5))
     yield script("as many queries as keys", inputs.normal(3, 4, 4, spread=3.0), inputs.mask(3, 4, 4))
     empty = inputs.mask(2, 3, 4)
-    empty[0, 1] = False
-    yield script("a query with no allowed key", inputs.normal(2, 3, 4, spread=3.0), empty)
+    empty[0, 1], empty[1, 2] = False, True
+    yield script("a query with no allowed key, another with all", inputs.normal(2, 3, 4, spread=3.0), empty)
     yield script("one of each", inputs.normal(1, 1, 4), inputs.mask(1, 1, 4), "batch of one")
     yield script("scores of a few hundred", inputs.normal(2, 3, 5, spread=200.0), inputs.mask(2, 3, 5), "extreme")
     scores, mask = inputs.normal(2, 2, 4), inputs.mask(2, 2, 4)
@@ -253,7 +253,10 @@ MASKED_SOFTMAX = Exercise(
         "batch of one": BATCH_OF_ONE,
         "float64": FLOAT64,
     },
-    forbidden=("softmax", "log_softmax", "softmin", "scaled_dot_product_attention"),
+    forbidden=(
+        *("softmax", "log_softmax", "special_softmax", "special_log_softmax", "softmin"),
+        "scaled_dot_product_attention",
+    ),
     misconceptions=(
         Misconception(
             "mask_ignored",
@@ -456,10 +459,11 @@ def faulty_attention(wrong: frozenset[str]) -> type:
         def forward(self, query, keys, values=None, mask=None):
             projected_keys = self.key_proj(keys)
             scores = faulty_additive_score(wrong)(query, keys, self.query_proj.weight, self.key_proj.weight, self.v)
-            if mask is None:
-                mask = torch.ones(keys.shape[:2], dtype=torch.bool)
+            with_mask = wrong
+            if mask is None:  # learners write `if mask is not None`: what they do to a mask is then not done
+                mask, with_mask = torch.ones(keys.shape[:2], dtype=torch.bool), wrong - {"mask_inverted"}
             allowed = mask[:, None].expand_as(scores)
-            weights = faulty_masked_softmax(wrong)(scores, allowed)
+            weights = faulty_masked_softmax(with_mask)(scores, allowed)
             if values is None or "values_ignored" in wrong:
                 values = keys
             if "projected_values" in wrong:
@@ -513,7 +517,6 @@ ATTENTION = Exercise(
     outputs=(Output("context", "B T Dv"), Output("weights", "B T S")),
     properties=(FORBIDDEN_KEYS, NOT_NEGATIVE, SUM_TO_ONE),
     habits={"batch of one": BATCH_OF_ONE},
-    given=("torch", "nn"),
     misconceptions=(
         Misconception(
             "order_swapped",
@@ -642,7 +645,7 @@ DECODER = Exercise(
     reference=AttentionDecoder,
     faulty=faulty_decoder,
     outputs=(Output("state", "B state_dim"), Output("weights", "B S")),
-    given=("torch", "nn", "AdditiveAttention"),
+    given=("attncourse.bahdanau",),
     misconceptions=(
         Misconception(
             "query_is_new_state",

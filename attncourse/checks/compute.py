@@ -5,6 +5,7 @@ This file holds no reference and no expectation, so that it can run beside untru
 
 import linecache
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attncourse.checks.script import Call, Construct, Failure, Load, Reply, Result, Script
+
+LIBRARIES = ("site-packages", "dist-packages", "<frozen")  # parts of file names; dist-packages: Colab's
 
 
 class ForbiddenCall(RuntimeError):
@@ -35,7 +38,7 @@ def run(target: Any, script: Script, forbidden: Iterable[str] = ()) -> Reply:
     """Run `script` on `target`, a function or class. Exceptions become part of the reply; inputs are copies."""
     results: list[Result] = []
     # Random numbers are the same in every run, and the learner's own stream is left as it was.
-    with torch.random.fork_rng(devices=[]), _Forbid(forbidden):
+    with torch.random.fork_rng(devices=[]), _Forbid(forbidden) if forbidden else nullcontext():
         torch.manual_seed(0)
         try:
             for step in script.steps:
@@ -70,8 +73,8 @@ def _fresh(value: Any, needs_gradient: bool) -> Any:
     if not isinstance(value, Tensor):
         return value
     copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).copy_(value)
-    # Not a leaf: editing a leaf in place is an error in PyTorch, editing this is a habit we want to see.
-    return copy.requires_grad_().view_as(copy) if needs_gradient else copy
+    # Not a leaf, nor a view of one: editing those in place is an error, editing this is a habit we want to see.
+    return copy.requires_grad_().clone() if needs_gradient else copy
 
 
 def _gradients(outputs: Iterable[Tensor], inputs: dict[str, Tensor]) -> dict[str, Tensor | None]:
@@ -107,7 +110,7 @@ def _own_line(traceback: TracebackType | None) -> tuple[int | None, str]:
     own, line, code = None, None, ""
     while traceback is not None:
         filename = traceback.tb_frame.f_code.co_filename
-        library = filename == __file__ or "site-packages" in filename or filename.startswith("<frozen")
+        library = filename == __file__ or any(part in filename for part in LIBRARIES)
         if own is None and not library:
             own = filename
         if filename == own:

@@ -1,14 +1,14 @@
 """Decide what a reply means: right, not attempted, or wrong and how. Never runs the learner's code."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from attncourse.checks import compute
-from attncourse.checks.script import Failure, Reply, Result, Script
+from attncourse.checks.script import Call, Failure, Reply, Result, Script
 from attncourse.checks.spec import Exercise, Misconception
 
 SEEDS = (0, 1)  # of the instant check; grading derives others from the instructor's key
@@ -87,7 +87,7 @@ def judge(exercise: Exercise, question: Question, replies: Sequence[Reply]) -> V
     found = _first_problem(exercise, scored)
     if found is None:
         return Verdict(exercise, "passed", "Correct.", advice=tuple(_advice(exercise, asked)))
-    kind, message, script = found
+    kind, message = found
     if kind == "forbidden":
         return Verdict(exercise, kind, message)
     mistakes = _recognise(exercise, scored)
@@ -100,7 +100,7 @@ def judge(exercise: Exercise, question: Question, replies: Sequence[Reply]) -> V
 Row = tuple[Script, Reply, Reply]  # a script, the reference's reply, the answer's reply
 
 
-def _first_problem(exercise: Exercise, rows: list[Row]) -> tuple[str, str, Script] | None:
+def _first_problem(exercise: Exercise, rows: list[Row]) -> tuple[str, str] | None:
     """The first thing wrong, in the order that a learner can act on; None when all is right."""
     stages = [("raised", _raised), ("type", _type), ("shape", _shape), ("dtype", _dtype), ("nan", _nan)]
     for kind, stage in [*stages, ("different", _different)]:
@@ -108,7 +108,7 @@ def _first_problem(exercise: Exercise, rows: list[Row]) -> tuple[str, str, Scrip
             message = stage(exercise, script, expected, reply)
             if message is not None:
                 forbidden = reply.failure is not None and reply.failure.type == "ForbiddenCall"
-                return "forbidden" if forbidden else kind, message, script
+                return "forbidden" if forbidden else kind, message
     return None
 
 
@@ -117,7 +117,7 @@ def _raised(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -
     if failure is None:
         return None
     where = f" in line {failure.line} of the cell, `{failure.code}`" if failure.line and failure.code else ""
-    return f"{_error(failure)}{where}, when called with {_sizes(script)}."
+    return f"{_error(failure)}{where}, when called with {_sizes(script, len(reply.results))}."
 
 
 def _error(failure: Failure) -> str:
@@ -133,7 +133,7 @@ def _type(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> 
             continue
         if result.type == "NoneType":
             return f"{name} returns None; it should return {wanted}. Is a `return` missing?"
-        if not result.outputs or len(result.outputs) != len(right.outputs):
+        if result.type != right.type or len(result.outputs) != len(right.outputs):
             n = f" of {len(result.outputs)}" if result.type == "tuple" else ""
             return f"{name} returns a {result.type}{n}; it should return {wanted}."
     return None
@@ -226,11 +226,17 @@ def _same_replies(exercise: Exercise, implementation: Callable, rows: list[Row])
     """Whether `implementation` gives the answer's replies, and not merely the same exceptions."""
     informative = False
     for script, expected, reply in rows:
-        imitated = compute.run(implementation, script)
+        imitated = compute.run(implementation, _without_gradients(script))
         if not _same(exercise, imitated, reply):
             return False
         informative = informative or bool(reply.results and not _same(exercise, imitated, expected))
     return informative
+
+
+def _without_gradients(script: Script) -> Script:
+    """Mistakes are recognised by their values; gradients would double the time."""
+    steps = tuple(replace(step, gradients=()) if isinstance(step, Call) else step for step in script.steps)
+    return replace(script, steps=steps)
 
 
 def _same(exercise: Exercise, one: Reply, other: Reply) -> bool:
@@ -276,9 +282,9 @@ def _advice(exercise: Exercise, asked: list[Row]) -> Iterator[str]:
             yield advice
 
 
-def _sizes(script: Script) -> str:
-    """The inputs of the script's first call, as a learner would say them: "query (2, 3, 5), mask None"."""
-    arguments = script.calls[-1].arguments.items()
+def _sizes(script: Script, call: int = -1) -> str:
+    """The inputs of one of the script's calls, as a learner would say them: "query (2, 3, 5), mask None"."""
+    arguments = script.calls[call].arguments.items()
     return ", ".join(
         f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} {value}" for name, value in arguments
     )

@@ -61,7 +61,8 @@ class Exercise:
 
     id: "chapter/name", never changed; scripts(seed): the script of calls, smallest first; reference: a right
     answer; faulty(wrong): the answer with those misconceptions (an empty set gives a right one); outputs: of the
-    last call; forbidden: library functions the learner must not use; given: names the notebook provides;
+    last call; forbidden: library functions the learner must not use; given: modules of the
+    course that an answer may import;
     habits: advice by habit name, for what scripts with that `habit` find.
     """
 

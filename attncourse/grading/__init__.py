@@ -1,0 +1,1 @@
+"""Grade notebooks: a jailed worker runs the learner's code and computes, a trusted examiner decides."""

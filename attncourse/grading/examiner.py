@@ -1,0 +1,269 @@
+"""The examiner: has a worker run a notebook, asks it scripts of calls, and judges the replies. Trusted."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from attncourse.checks import exercises
+from attncourse.checks.judge import Question, Verdict, ask, judge
+from attncourse.checks.script import Failure, Reply, Result, Script
+from attncourse.checks.spec import Exercise
+from attncourse.grading import isolation, stub, wire
+
+FIRST_UID = 61_000  # each submission runs as a user of its own, from here up
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds: for one cell, for one exercise, for a whole submission."""
+
+    cell: float = 10.0
+    exercise: float = 10.0
+    submission: float = 60.0
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdicts on one notebook. `cell_errors`: what cells raised, by their index among the code cells."""
+
+    verdicts: tuple[Verdict, ...]
+    cell_errors: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    isolation: str = "A"
+
+    @property
+    def points(self) -> int:
+        return sum(verdict.points for verdict in self.verdicts)
+
+    @property
+    def possible(self) -> int:
+        return sum(verdict.exercise.points for verdict in self.verdicts)
+
+
+class Died(Exception):
+    """The learner's process ended, hung, or sent something that is no message. The text says which."""
+
+
+class Workers:
+    """A worker process that forks a jailed child for each submission. Use as a context manager.
+
+    level "A" isolates by namespaces and raises RuntimeError, with the reason, where there are none; "C" does not
+    isolate (own work on one's own machine).
+    """
+
+    def __init__(self, given: Iterable[str], level: str = "A"):
+        reason = isolation.available() if level == "A" else None
+        if reason:
+            raise RuntimeError(
+                f"this machine cannot isolate a learner's code: {reason}. Run as root, allow user namespaces "
+                "(Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0), or, for notebooks you trust, "
+                "grade with --isolation C"
+            )
+        self.level, self._count = level, 0
+        self._folder = Path(tempfile.mkdtemp(prefix="attncourse-stub-"))
+        self._folder.chmod(0o755)
+        stub.write_stub(self._folder, given)
+        self._control, theirs = socket.socketpair()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "attncourse.grading.worker", str(theirs.fileno()), level],
+            pass_fds=[theirs.fileno()],
+            cwd=self._folder,
+            env={"PYTHONPATH": str(self._folder), "PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        if self._control.recv(5) != b"ready":
+            self.__exit__()
+            raise RuntimeError("the worker did not start; what it said stands above")
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._control.close()
+        self._process.terminate()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def start(self) -> "Child":
+        """Fork a child for a submission."""
+        ours, theirs = socket.socketpair()
+        self._count += 1
+        uid = FIRST_UID + self._count % 4000
+        socket.send_fds(self._control, [str(uid).encode()], [theirs.fileno()])
+        theirs.close()
+        pid = int.from_bytes(self._control.recv(4), "big")
+        return Child(ours, pid)
+
+
+class Child:
+    """One jailed child: requests and replies, each with a deadline."""
+
+    def __init__(self, channel: socket.socket, pid: int):
+        self.channel, self.pid = channel, pid
+        started = self._receive(time.monotonic() + 20)
+        if "failed" in started:
+            raise RuntimeError(f"the jail could not be made: {started['failed']}")
+
+    def request(self, message: dict) -> None:
+        try:
+            wire.send(self.channel, message)
+        except OSError as error:
+            raise Died(f"its process ended ({error})") from None
+
+    def _receive(self, deadline: float) -> dict:
+        try:
+            reply = wire.receive(self.channel, deadline)
+        except TimeoutError:
+            raise Died("it ran too long and was stopped") from None
+        except wire.ProtocolError:
+            raise Died("its process ended: os._exit, a crash, or the memory limit") from None
+        if not isinstance(reply, dict):
+            raise Died("it wrote to the examiner's channel")
+        return reply
+
+    def run_cells(self, cells: Sequence[str], skip: set[int], names: Sequence[str], times: Times) -> dict:
+        """Run the cells; what they raised and how many definitions of each name there are.
+
+        Raises Died with `.cell`, the index of the cell it was in.
+        """
+        at, end = -1, time.monotonic() + times.submission
+        try:
+            self.request({"do": "cells", "cells": list(cells), "skip": sorted(skip), "names": list(names)})
+            while True:
+                reply = self._receive(min(end, time.monotonic() + times.cell))
+                if "errors" in reply:
+                    return reply
+                at = int(reply.get("cell", at))
+        except Died as died:
+            died.cell = at
+            raise
+
+    def run_script(self, exercise: Exercise, candidate: int, script: Script, deadline: float) -> Reply:
+        """The reply of the candidate-th latest definition of the exercise's name to a script."""
+        forbidden = list(exercise.forbidden)
+        self.request(
+            {"do": "script", "name": exercise.defines, "candidate": candidate, "script": script, "forbidden": forbidden}
+        )
+        reply = self._receive(deadline).get("reply")
+        if not _well_formed(reply):
+            raise Died("it wrote to the examiner's channel")
+        return reply
+
+    def stop(self) -> None:
+        """Kill the child and everything it started."""
+        self.channel.close()
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def _well_formed(reply: object) -> bool:
+    """Whether a reply that may be forged has the types of a real one."""
+    if not isinstance(reply, Reply) or not isinstance(reply.results, tuple):
+        return False
+    failure = reply.failure
+    if failure is not None and not (
+        isinstance(failure, Failure)
+        and all(isinstance(text, str) for text in (failure.type, failure.message, failure.code))
+        and isinstance(failure.line, int | None)
+    ):
+        return False
+    return all(
+        isinstance(result, Result)
+        and isinstance(result.type, str)
+        and isinstance(result.outputs, tuple)
+        and all(isinstance(output, Tensor) for output in result.outputs)
+        and all(isinstance(gradient, Tensor | None) for gradient in result.gradients.values())
+        and all(isinstance(after, Tensor) for after in result.inputs.values())
+        for result in reply.results
+    )
+
+
+def grade(
+    cells: Sequence[str], chosen: Sequence[Exercise], workers: Workers, seeds: Sequence[int], times: Times | None = None
+) -> Grade:
+    """Grade one notebook's code cells on the `chosen` exercises.
+
+    A cell that dies or hangs is skipped and the others run again without it; an exercise whose answer dies or hangs
+    gets no points and the others are still asked. Never raises for anything the learner's code does.
+    """
+    times, start = times or Times(), time.monotonic()
+    names = [exercise.defines for exercise in chosen]
+    errors: dict[int, str] = {}
+    skip: set[int] = set()
+    verdicts: dict[str, Verdict] = {}
+    left = list(chosen)
+    while left and time.monotonic() - start < times.submission:
+        child = workers.start()
+        try:
+            ran = child.run_cells(cells, skip, names, times)
+            errors |= {int(i): text for i, text in ran["errors"].items()}
+            while left:
+                exercise = left[0]
+                verdicts[exercise.id] = _grade_one(child, exercise, ran["candidates"], errors, seeds, times)
+                left.pop(0)
+        except Died as died:
+            cell = getattr(died, "cell", None)
+            if cell is None:
+                verdicts[left[0].id] = Verdict(left[0], "raised", f"When `{left[0].defines}` was called, {died}.")
+                left.pop(0)
+            elif cell < 0 or cell in skip:
+                break
+            else:
+                skip.add(cell)
+                errors[cell] = f"skipped: {died}"
+        finally:
+            child.stop()
+    for exercise in left:
+        verdicts[exercise.id] = Verdict(exercise, "raised", "The notebook used up its time before this exercise.")
+    return Grade(tuple(verdicts[e.id] for e in chosen), errors, time.monotonic() - start, workers.level)
+
+
+def _grade_one(
+    child: Child,
+    exercise: Exercise,
+    candidates: dict[str, int],
+    errors: dict[int, str],
+    seeds: Sequence[int],
+    times: Times,
+) -> Verdict:
+    """The verdict on the latest definition that was attempted: a doubled, empty copy of a cell changes nothing."""
+    count = candidates.get(exercise.defines, 0)
+    if not isinstance(count, int) or count < 1:
+        why = f" Cells that raised: {'; '.join(f'{i}: {text}' for i, text in sorted(errors.items()))}" if errors else ""
+        return Verdict(exercise, "not attempted", f"The notebook defines no `{exercise.defines}`.{why}")
+    question, deadline = ask(exercise, seeds), time.monotonic() + times.exercise
+    for candidate in range(min(count, 20)):
+        verdict = judge(exercise, question, _replies(child, exercise, candidate, question, deadline))
+        if verdict.kind != "not attempted":
+            break
+    return verdict
+
+
+def _replies(child: Child, exercise: Exercise, candidate: int, question: Question, deadline: float) -> list[Reply]:
+    replies = []
+    for script in question.scripts:
+        reply = child.run_script(exercise, candidate, script, deadline)
+        replies.append(reply)
+        if reply.failure and reply.failure.type == "NotImplementedError":
+            return [reply] * len(question.scripts)
+    return replies
+
+
+def exercises_in(cells: Iterable[str]) -> list[Exercise]:
+    """The exercises of the chapters that a notebook is about: those whose id or name its code mentions."""
+    text = "\n".join(cells)
+    chapters = {e.chapter for e in exercises() if f'"{e.id}"' in text or f"'{e.id}'" in text or f" {e.defines}(" in text}
+    return [exercise for exercise in exercises() if exercise.chapter in chapters]

@@ -1,0 +1,33 @@
+"""The course as a learner's code sees it in the jail: `check` that does nothing, and what the exercises give."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import attncourse
+
+PACKAGE = Path(attncourse.__file__).parent
+
+# What the worker runs on. None of it holds a reference, an expectation or a seed.
+WORKER = ("checks/script.py", "checks/compute.py", "grading/wire.py", "grading/isolation.py", "grading/worker.py")
+SHARED = ("attention.py", "masks.py")  # imported by the modules that exercises give
+
+INIT = '''"""The course's package in the grading jail: `check` shows nothing here, the examiner judges."""
+
+
+def check(id, answer, variant=None):
+    return None
+'''
+
+
+def write_stub(folder: Path, given: Iterable[str]) -> None:
+    """Write the stub package into `folder`; `given` are names of modules, as in `Exercise.given`."""
+    package = folder / "attncourse"
+    files = [*WORKER, *SHARED, *(f"{name.removeprefix('attncourse.').replace('.', '/')}.py" for name in given)]
+    for name in files:
+        target = package / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.parent != package:
+            (target.parent / "__init__.py").write_text("")
+        shutil.copyfile(PACKAGE / name, target)
+    (package / "__init__.py").write_text(INIT)

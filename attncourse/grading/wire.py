@@ -1,0 +1,141 @@
+"""Messages between examiner and worker: JSON and raw tensor bytes, never pickle.
+
+A message is two lengths, a JSON text, and the bytes of its tensors one after another. Whatever comes from a worker
+may be forged: `receive` raises `ProtocolError` for anything that is not of this form or larger than allowed.
+"""
+
+import json
+import socket
+import struct
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncourse.checks.script import Call, Construct, Failure, Load, Reply, Result, Script
+
+LENGTHS = struct.Struct(">II")
+MAX_TEXT, MAX_BYTES, MAX_ITEMS = 1 << 20, 1 << 26, 10_000
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+    )
+}
+STEPS = {"construct": Construct, "load": Load, "call": Call}
+
+
+class ProtocolError(Exception):
+    """The other side sent something that is no message, or went away."""
+
+
+def send(channel: socket.socket, message: Any) -> None:
+    """Send one message: dicts, lists, strings, numbers, None, tensors, and the classes of `checks.script`."""
+    blobs: list[bytes] = []
+    text = json.dumps(_plain(message, blobs), separators=(",", ":")).encode()
+    data = b"".join(blobs)
+    if len(text) > MAX_TEXT or len(data) > MAX_BYTES:
+        raise ProtocolError(f"the message is too large: {len(text)} bytes of text, {len(data)} of tensors")
+    channel.sendall(LENGTHS.pack(len(text), len(data)) + text + data)
+
+
+def receive(channel: socket.socket, deadline: float | None = None) -> Any:
+    """The next message, or TimeoutError once `time.monotonic()` passes `deadline`."""
+    n_text, n_data = LENGTHS.unpack(_read(channel, LENGTHS.size, deadline))
+    if n_text > MAX_TEXT or n_data > MAX_BYTES:
+        raise ProtocolError(f"a message of {n_text} and {n_data} bytes is too large")
+    text, data = _read(channel, n_text, deadline), _read(channel, n_data, deadline)
+    try:
+        return _rebuild(json.loads(text), _Blobs(data), 0)
+    except (ValueError, KeyError, TypeError, RecursionError, RuntimeError, OverflowError) as error:
+        raise ProtocolError(f"not a message: {type(error).__name__}: {error}") from None
+
+
+def _read(channel: socket.socket, n: int, deadline: float | None) -> bytes:
+    parts = []
+    while n:
+        if deadline is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            channel.settimeout(left)
+        try:
+            part = channel.recv(min(n, 1 << 20))
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise ProtocolError(f"the channel broke: {error}") from None
+        if not part:
+            raise ProtocolError("the channel was closed")
+        parts.append(part)
+        n -= len(part)
+    return b"".join(parts)
+
+
+def _plain(value: Any, blobs: list[bytes]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise ProtocolError(f"tensors of {value.dtype} are not sent")
+        tensor = torch.Tensor.detach(value).cpu().contiguous()
+        blobs.append(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        return {"_": "tensor", "dtype": dtype, "shape": list(value.shape), "stride": list(value.stride())}
+    if isinstance(value, dict):
+        return {"_": "dict", "items": [[key, _plain(item, blobs)] for key, item in value.items()]}
+    if isinstance(value, tuple):
+        return {"_": "tuple", "items": [_plain(item, blobs) for item in value]}
+    if isinstance(value, list):
+        return [_plain(item, blobs) for item in value]
+    for name, kind in STEPS.items():
+        if isinstance(value, kind):
+            return {"_": name, "fields": _plain(vars(value), blobs)}
+    for kind in (Script, Reply, Result, Failure):
+        if isinstance(value, kind):
+            return {"_": kind.__name__, "fields": _plain(vars(value), blobs)}
+    raise ProtocolError(f"a {type(value).__name__} is not sent")
+
+
+class _Blobs:
+    """The tensors' bytes, taken off the front; counts what it makes, so that small text cannot make much."""
+
+    def __init__(self, data: bytes):
+        self.data, self.at, self.items = data, 0, 0
+
+    def tensor(self, dtype: torch.dtype, shape: list[int], stride: list[int]) -> Tensor:
+        if not all(isinstance(n, int) and 0 <= n <= MAX_BYTES for n in (*shape, *stride)) or len(shape) > 8:
+            raise ValueError("a shape or stride is out of range")
+        count = 1
+        for n in shape:
+            count *= n
+        size = count * dtype.itemsize
+        if size > len(self.data) - self.at:
+            raise ValueError("a tensor is longer than its bytes")
+        flat = torch.frombuffer(bytearray(self.data[self.at : self.at + size]), dtype=dtype) if size else None
+        self.at += size
+        tensor = torch.empty(shape, dtype=dtype) if flat is None else flat.view(shape)
+        if list(tensor.stride()) == stride or sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) >= count:
+            return tensor
+        return torch.empty_strided(shape, stride, dtype=dtype).copy_(tensor)
+
+
+def _rebuild(value: Any, blobs: _Blobs, depth: int) -> Any:
+    blobs.items += 1
+    if blobs.items > MAX_ITEMS or depth > 20:
+        raise ValueError("too many or too deep values")
+    if isinstance(value, list):
+        return [_rebuild(item, blobs, depth + 1) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind = value["_"]
+    if kind == "tensor":
+        return blobs.tensor(DTYPES[value["dtype"]], value["shape"], value["stride"])
+    if kind == "dict":
+        return {str(key): _rebuild(item, blobs, depth + 1) for key, item in value["items"]}
+    if kind == "tuple":
+        return tuple(_rebuild(item, blobs, depth + 1) for item in value["items"])
+    known = STEPS | {kind.__name__: kind for kind in (Script, Reply, Result, Failure)}
+    return known[kind](**_rebuild(value["fields"], blobs, depth + 1))
