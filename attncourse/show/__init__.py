@@ -1,0 +1,26 @@
+"""Figures and interactive pieces for notebooks: the same output works in the book, Colab, JupyterLab and VS Code.
+
+Every function returns an `Output` with a text form and an HTML form that asks nothing of any host. Without
+scripts a static figure or a disclosed answer stands in its place.
+"""
+
+from attncourse.show.code import source
+from attncourse.show.figures import MARKS, PALETTE, figure, style
+from attncourse.show.html import Output
+from attncourse.show.pieces import alignment
+from attncourse.show.recall import predict, questions
+from attncourse.show.tables import comparison, table
+
+__all__ = [
+    "MARKS",
+    "PALETTE",
+    "Output",
+    "alignment",
+    "comparison",
+    "figure",
+    "predict",
+    "questions",
+    "source",
+    "style",
+    "table",
+]
