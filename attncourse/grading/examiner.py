@@ -1,5 +1,6 @@
 """The examiner: has a worker run a notebook, asks it scripts of calls, and judges the replies. Trusted."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from attncourse.checks import exercises
@@ -48,6 +50,16 @@ class Grade:
     @property
     def possible(self) -> int:
         return sum(verdict.exercise.points for verdict in self.verdicts)
+
+
+class Exam:
+    """Exercises and the questions asked about them; made once, for all notebooks that are graded alike."""
+
+    def __init__(self, chosen: Sequence[Exercise], seeds: Sequence[int]):
+        torch.set_num_threads(1)  # the tensors are tiny; processes, not threads, share the cores
+        self.exercises = tuple(chosen)
+        self.questions = {exercise.id: ask(exercise, seeds) for exercise in chosen}
+        self.given = sorted({name for exercise in chosen for name in exercise.given})
 
 
 class Died(Exception):
@@ -163,10 +175,8 @@ class Child:
     def stop(self) -> None:
         """Kill the child and everything it started."""
         self.channel.close()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def _well_formed(reply: object) -> bool:
@@ -191,20 +201,18 @@ def _well_formed(reply: object) -> bool:
     )
 
 
-def grade(
-    cells: Sequence[str], chosen: Sequence[Exercise], workers: Workers, seeds: Sequence[int], times: Times | None = None
-) -> Grade:
-    """Grade one notebook's code cells on the `chosen` exercises.
+def grade(cells: Sequence[str], exam: Exam, workers: Workers, times: Times | None = None) -> Grade:
+    """Grade one notebook's code cells.
 
     A cell that dies or hangs is skipped and the others run again without it; an exercise whose answer dies or hangs
     gets no points and the others are still asked. Never raises for anything the learner's code does.
     """
     times, start = times or Times(), time.monotonic()
-    names = [exercise.defines for exercise in chosen]
+    names = [exercise.defines for exercise in exam.exercises]
     errors: dict[int, str] = {}
     skip: set[int] = set()
     verdicts: dict[str, Verdict] = {}
-    left = list(chosen)
+    left = list(exam.exercises)
     while left and time.monotonic() - start < times.submission:
         child = workers.start()
         try:
@@ -212,7 +220,7 @@ def grade(
             errors |= {int(i): text for i, text in ran["errors"].items()}
             while left:
                 exercise = left[0]
-                verdicts[exercise.id] = _grade_one(child, exercise, ran["candidates"], errors, seeds, times)
+                verdicts[exercise.id] = _grade_one(child, exam, exercise, ran["candidates"], errors, times)
                 left.pop(0)
         except Died as died:
             cell = getattr(died, "cell", None)
@@ -228,15 +236,15 @@ def grade(
             child.stop()
     for exercise in left:
         verdicts[exercise.id] = Verdict(exercise, "raised", "The notebook used up its time before this exercise.")
-    return Grade(tuple(verdicts[e.id] for e in chosen), errors, time.monotonic() - start, workers.level)
+    return Grade(tuple(verdicts[e.id] for e in exam.exercises), errors, time.monotonic() - start, workers.level)
 
 
 def _grade_one(
     child: Child,
+    exam: Exam,
     exercise: Exercise,
     candidates: dict[str, int],
     errors: dict[int, str],
-    seeds: Sequence[int],
     times: Times,
 ) -> Verdict:
     """The verdict on the latest definition that was attempted: a doubled, empty copy of a cell changes nothing."""
@@ -244,7 +252,7 @@ def _grade_one(
     if not isinstance(count, int) or count < 1:
         why = f" Cells that raised: {'; '.join(f'{i}: {text}' for i, text in sorted(errors.items()))}" if errors else ""
         return Verdict(exercise, "not attempted", f"The notebook defines no `{exercise.defines}`.{why}")
-    question, deadline = ask(exercise, seeds), time.monotonic() + times.exercise
+    question, deadline = exam.questions[exercise.id], time.monotonic() + times.exercise
     for candidate in range(min(count, 20)):
         verdict = judge(exercise, question, _replies(child, exercise, candidate, question, deadline))
         if verdict.kind != "not attempted":
@@ -265,5 +273,7 @@ def _replies(child: Child, exercise: Exercise, candidate: int, question: Questio
 def exercises_in(cells: Iterable[str]) -> list[Exercise]:
     """The exercises of the chapters that a notebook is about: those whose id or name its code mentions."""
     text = "\n".join(cells)
-    chapters = {e.chapter for e in exercises() if f'"{e.id}"' in text or f"'{e.id}'" in text or f" {e.defines}(" in text}
+    chapters = {
+        e.chapter for e in exercises() if f'"{e.id}"' in text or f"'{e.id}'" in text or f" {e.defines}(" in text
+    }
     return [exercise for exercise in exercises() if exercise.chapter in chapters]

@@ -4,6 +4,7 @@ Used by the worker between fork and the learner's code. Standard library only. L
 has and most Linux machines give to users; `available()` says whether this one does.
 """
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -121,10 +122,8 @@ def build_root(root: Path, readable: Iterable[Path], limits: Limits) -> None:
 
 def become_first(limits: Limits, uid: int) -> None:
     """As process 1 of the new space: mount its /proc, drop all privileges, set the limits. No way back."""
-    try:
+    with contextlib.suppress(OSError):  # refused inside some containers; then there is no /proc at all
         _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    except OSError:
-        pass  # refused inside some containers; then there is no /proc at all
     drop_privileges(uid)
     set_limits(limits)
 

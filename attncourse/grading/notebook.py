@@ -14,7 +14,9 @@ def code_cells(path: Path) -> list[str]:
     """The source of every code cell of the notebook at `path`, in order."""
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise NotebookError(f"{path.name} has {size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} are read. Clear outputs")
+        raise NotebookError(
+            f"{path.name} has {size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} are read. Clear outputs"
+        )
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = [cell for cell in cells if cell.get("cell_type") == "code"]

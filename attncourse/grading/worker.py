@@ -5,6 +5,7 @@ nor the instructor's key are ever in this process. It computes; it decides nothi
 """
 
 import builtins
+import contextlib
 import linecache
 import os
 import socket
@@ -53,11 +54,9 @@ def _warm_up() -> None:
 
 def _reap() -> None:
     """Collect the children that have ended."""
-    try:
+    with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
-    except ChildProcessError:
-        pass
 
 
 def _supervise(channel: socket.socket, uid: int, level: str, root: Path, readable: list[Path]) -> None:
