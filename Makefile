@@ -2,6 +2,8 @@
 .PHONY: help setup book serve check test test-all exercises matrix bench lab clean
 .DEFAULT_GOAL := help
 export TORCH PYTHON
+# The work is many small tensors, and it is spread over processes: more threads would only wait for each other.
+export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 STATED := requirements.txt requirements-test.txt pyproject.toml package.json package-lock.json scripts/setup.sh
 PYTEST := $(BIN)/python -m pytest

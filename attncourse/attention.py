@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def check_mask(mask: Tensor | None, shape: tuple[int, ...]) -> None:
-    """Raise unless `mask` is boolean (TypeError) and broadcastable to `shape` (ValueError)."""
+def check_mask(mask: Tensor | None, shape: tuple[int, ...], device: torch.device | None = None) -> None:
+    """Raise unless `mask` is boolean (TypeError), broadcastable to `shape` and on `device` (ValueError)."""
     if mask is None:
         return
     if mask.dtype != torch.bool:
@@ -18,6 +18,8 @@ def check_mask(mask: Tensor | None, shape: tuple[int, ...]) -> None:
     fits = mask.dim() <= len(shape) and all(m in (1, n) for m, n in zip(mask.shape[::-1], shape[::-1], strict=False))
     if not fits:
         raise ValueError(f"mask has shape {tuple(mask.shape)}, which does not broadcast to {tuple(shape)}")
+    if device is not None and mask.device != device:
+        raise ValueError(f"devices differ: mask {mask.device}, scores {device}")
 
 
 def masked_softmax(scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -27,7 +29,7 @@ def masked_softmax(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     if mask is None:
         return scores.softmax(-1)
-    check_mask(mask, scores.shape)
+    check_mask(mask, scores.shape, scores.device)
     # An empty row is NaN after the softmax; the second fill makes it, and its gradient, exactly zero.
     return scores.masked_fill(~mask, float("-inf")).softmax(-1).masked_fill(~mask, 0.0)
 
@@ -55,12 +57,15 @@ def scaled_dot_product_attention(
     if scale is None:
         scale = query.shape[-1] ** -0.5
     if not return_weights:
-        check_mask(mask, (*query.shape[:-1], key.shape[-2]))
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         if mask is None:
-            return output
-        # Kernels disagree about empty rows (0 or NaN, by device and version), so we say what they are.
-        return output.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+            return F.scaled_dot_product_attention(query, key, value, scale=scale)
+        check_mask(mask, (*query.shape[:-1], key.shape[-2]), query.device)
+        mask = torch.atleast_2d(mask)  # what the kernel needs
+        # Kernels disagree about empty rows (0 or NaN, by device and version), so none sees one: an empty row
+        # attends to everything, and its output is then set to zero, which makes its gradient zero too.
+        empty = ~mask.any(-1, keepdim=True)  # (..., T, 1)
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask | empty, scale=scale)
+        return output.masked_fill(empty, 0.0)
     weights = masked_softmax(query @ key.transpose(-2, -1) * scale, mask)  # (..., T, S)
     return weights @ value, weights  # (..., T, Dv), (..., T, S)
 
@@ -77,5 +82,7 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise ValueError(f"there are {key.shape[-2]} keys but {value.shape[-2]} values: {shapes}")
     if not query.dtype == key.dtype == value.dtype:
         raise TypeError(f"dtypes differ: query {query.dtype}, key {key.dtype}, value {value.dtype}")
+    if not query.is_floating_point():
+        raise TypeError(f"query, key and value have dtype {query.dtype}; they must be floating-point")
     if not query.device == key.device == value.device:
         raise ValueError(f"devices differ: query {query.device}, key {key.device}, value {value.device}")

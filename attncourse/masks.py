@@ -69,9 +69,11 @@ def global_mask(T: int, S: int | None = None, *, global_tokens: Sequence[int] | 
     Beltagy et al. 2020, section 3.1. Follows the paper: global attention is symmetric.
     """
     query, key = _positions(T, S)
-    tokens = torch.as_tensor(global_tokens, dtype=torch.long).flatten()
+    tokens = torch.as_tensor(global_tokens).flatten()
     n = key.numel()
-    if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < n):
+    if tokens.numel() and (tokens.dtype == torch.bool or tokens.is_floating_point()):
+        raise TypeError(f"global_tokens has dtype {tokens.dtype}; it must hold positions, which are integers")
+    if tokens.numel() and (tokens.min() < 0 or tokens.max() >= n):
         raise ValueError(f"global_tokens {tokens.tolist()} are not all within 0 … {n - 1}")
     return _cut(torch.isin(query, tokens) | torch.isin(key, tokens), query, key, causal)
 
@@ -105,6 +107,11 @@ def combine(*masks: Tensor, how: str = "or") -> Tensor:
     for mask in masks:
         if mask.dtype != torch.bool:
             raise TypeError(f"a mask has dtype {mask.dtype}; it must be torch.bool")
+    shapes = [tuple(mask.shape) for mask in masks]
+    try:
+        torch.broadcast_shapes(*shapes)
+    except RuntimeError as error:
+        raise ValueError(f"masks of shapes {', '.join(map(str, shapes))} do not broadcast to each other") from error
     return reduce(torch.logical_or if how == "or" else torch.logical_and, masks)
 
 

@@ -1,7 +1,7 @@
 """Make exercises/ from solutions/ with nbgrader's own preprocessors, or say where they are out of step.
 
-    python scripts/exercises.py           write exercises/*.ipynb
-    python scripts/exercises.py --check   exit 1 when one differs from what would be written
+python scripts/exercises.py           write exercises/*.ipynb
+python scripts/exercises.py --check   exit 1 when one differs from what would be written
 """
 
 import argparse

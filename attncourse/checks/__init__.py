@@ -1,6 +1,7 @@
 """Exercises and their checks. `check(id, answer)` tells whether an answer is right, or which mistake it makes."""
 
 import importlib
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +44,9 @@ def evaluate(id: str, answer: Any, variant: str | None = None) -> Verdict:
         return Verdict(
             spec, "type", f"`{spec.defines}` is a {type(answer).__name__}; give check the function or class itself."
         )
+    if isinstance(spec.reference, type) and not (isinstance(answer, type) or inspect.isroutine(answer)):
+        message = f"check was given an object, made from a {type(answer).__name__}; give it the class itself."
+        return Verdict(spec, "type", message)
     with _one_thread():
         question = ask(spec, SEEDS)
         replies = [compute.run(answer, script, spec.forbidden) for script in question.scripts]

@@ -227,7 +227,8 @@ def masked_softmax_scripts(seed: int) -> Iterator[Script]:
     empty[0, 1], empty[1, 2] = False, True
     yield script("a query with no allowed key, another with all", inputs.normal(2, 3, 4, spread=3.0), empty)
     yield script("one of each", inputs.normal(1, 1, 4), inputs.mask(1, 1, 4), "batch of one")
-    yield script("scores of a few hundred", inputs.normal(2, 3, 5, spread=200.0), inputs.mask(2, 3, 5), "extreme")
+    scores, mask = inputs.normal(2, 3, 5, spread=200.0), inputs.mask(2, 3, 5)
+    yield script("scores of a few hundred", scores.masked_fill(~mask, -900.0), mask, "extreme")
     scores, mask = inputs.normal(2, 2, 4), inputs.mask(2, 2, 4)
     yield script("large forbidden scores", scores.masked_fill(~mask, 300.0), mask, "extreme forbidden")
     yield script("float64", inputs.normal(2, 2, 3).double(), inputs.mask(2, 2, 3), "float64")
@@ -290,7 +291,7 @@ MASKED_SOFTMAX = Exercise(
         ),
         Misconception(
             "empty_rows_nan",
-            "a query with no allowed key gives NaN",
+            "a query with no allowed key is not taken care of",
             "Its scores are all -inf and 0/0 is NaN, which spreads through the network. Make that row zeros.",
             "The code",
         ),

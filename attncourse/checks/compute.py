@@ -30,7 +30,7 @@ class _Forbid(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
         if name in self.names:
-            raise ForbiddenCall(f"{name} is what this exercise asks you to write; use more basic operations")
+            raise ForbiddenCall(f"`{name}` is what this exercise asks you to write; use more basic operations")
         return function(*args, **(kwargs or {}))
 
 
@@ -39,7 +39,7 @@ def run(target: Any, script: Script, forbidden: Iterable[str] = ()) -> Reply:
     results: list[Result] = []
     # Random numbers are the same in every run, and the learner's own stream is left as it was.
     with torch.random.fork_rng(devices=[]), _Forbid(forbidden) if forbidden else nullcontext():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed the learner's CUDA stream, slowly
         try:
             for step in script.steps:
                 if isinstance(step, Construct):

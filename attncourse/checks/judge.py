@@ -19,6 +19,11 @@ DETACHES = (
     "`torch.tensor(…)` of a tensor, or `no_grad`). The output is right, but a model could not train through it."
 )
 
+WRONG_GRADIENT = (
+    "The output is right, but the gradient that reaches {names} is not: part of the computation is detached, or a NaN "
+    "was replaced after it had entered the graph (its gradient stays NaN). A model would train wrongly through it."
+)
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -91,7 +96,7 @@ def judge(exercise: Exercise, question: Question, replies: Sequence[Reply]) -> V
     if kind == "forbidden":
         return Verdict(exercise, kind, message)
     mistakes = _recognise(exercise, scored)
-    difference = next(_differences(exercise, scored), None) if kind in ("nan", "different") else None
+    difference = next(_differences(exercise, scored), None) if kind == "different" else None
     if kind == "different" and mistakes:
         kind, message = "mistake", ""
     return Verdict(exercise, kind, message, mistakes, difference)
@@ -116,12 +121,17 @@ def _raised(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -
     failure = reply.failure
     if failure is None:
         return None
-    where = f" in line {failure.line} of the cell, `{failure.code}`" if failure.line and failure.code else ""
-    return f"{_error(failure)}{where}, when called with {_sizes(script, len(reply.results))}."
+    where = (
+        f" It happened in line {failure.line} of the cell, `{failure.code}`." if failure.line and failure.code else ""
+    )
+    if failure.type == "ForbiddenCall":
+        return f"{failure.message}.{where}"
+    return f"{_error(failure)}.{where} The call had {_sizes(script, len(reply.results))}."
 
 
-def _error(failure: Failure) -> str:
-    return f"{failure.type}: {failure.message}" if failure.message else failure.type
+def _error(failure: Failure, most: int = 300) -> str:
+    text = " ".join(f"{failure.type}: {failure.message}".split()).rstrip(" :.")
+    return text if len(text) <= most else f"{text[:most]} …"
 
 
 def _type(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> str | None:
@@ -188,14 +198,14 @@ def _different(exercise: Exercise, script: Script, expected: Reply, reply: Reply
 
 def _differences(exercise: Exercise, rows: list[Row]) -> Iterator[Difference]:
     for script, expected, reply in rows:
-        for output, right, got in _outputs(exercise, expected, reply):
+        for call, output, right, got in _numbered_outputs(exercise, expected, reply):
             wrong = ~torch.isclose(got, right, rtol=exercise.rtol, atol=exercise.atol)
             if wrong.any():
                 index = tuple(wrong.nonzero()[0].tolist())
                 row = index[:-1]
                 yield Difference(
-                    script.name,
-                    _sizes(script),
+                    script.name if len(script.calls) == 1 else f"{script.name}, call {call + 1} of {len(script.calls)}",
+                    _sizes(script, call),
                     output.name,
                     index,
                     got[index].item(),
@@ -208,8 +218,15 @@ def _differences(exercise: Exercise, rows: list[Row]) -> Iterator[Difference]:
 
 def _outputs(exercise: Exercise, expected: Reply, reply: Reply) -> Iterator[tuple]:
     """(what it is, right tensor, given tensor) for every tensor of every call."""
-    for right, result in zip(expected.results, reply.results, strict=True):
-        yield from zip(exercise.outputs, right.outputs, result.outputs, strict=False)
+    for _, *rest in _numbered_outputs(exercise, expected, reply):
+        yield tuple(rest)
+
+
+def _numbered_outputs(exercise: Exercise, expected: Reply, reply: Reply) -> Iterator[tuple]:
+    """The same, with the number of the call in front."""
+    for call, (right, result) in enumerate(zip(expected.results, reply.results, strict=True)):
+        for output, a, b in zip(exercise.outputs, right.outputs, result.outputs, strict=False):
+            yield call, output, a, b
 
 
 def _recognise(exercise: Exercise, rows: list[Row]) -> tuple[Misconception, ...]:
@@ -261,7 +278,7 @@ def _close(exercise: Exercise, got: Tensor, right: Tensor) -> bool:
 
 def _advice(exercise: Exercise, asked: list[Row]) -> Iterator[str]:
     """Habits that right values hide: said once each."""
-    edited, detached = False, {}
+    edited, detached, wrong = False, {}, {}
     for script, expected, reply in asked:
         if script.habit is not None:
             continue
@@ -270,15 +287,24 @@ def _advice(exercise: Exercise, asked: list[Row]) -> Iterator[str]:
                 not torch.equal(after, call.arguments[name]) for name, after in result.inputs.items()
             )
             for name, gradient in right.gradients.items():
-                if gradient is not None and result.gradients.get(name) is None:
+                got = result.gradients.get(name)
+                if gradient is not None and got is None:
                     detached[name] = True
+                elif gradient is not None and not torch.allclose(got, gradient, rtol=1e-3, atol=1e-4):
+                    wrong[name] = True
     if edited:
         yield EDITS_INPUTS
     elif detached:
         yield DETACHES.format(names=" or ".join(f"`{name}`" for name in detached))
+    elif wrong:
+        yield WRONG_GRADIENT.format(names=" and ".join(f"`{name}`" for name in wrong))
+    said: list[str] = []
     for habit, advice in exercise.habits.items():
+        if any(habit.startswith(f"{other} ") for other in said):
+            continue  # "extreme forbidden" is a finer form of "extreme"
         probes = [row for row in asked if row[0].habit == habit]
         if any(not _same(exercise, expected, reply) for _, expected, reply in probes):
+            said.append(habit)
             yield advice
 
 

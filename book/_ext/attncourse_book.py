@@ -1,0 +1,139 @@
+"""How the book looks and loads: prerendered mathematics, and patches of the theme.
+
+Each patch says why it exists; `tests/book/test_structure.py` fails when upstream no longer needs it.
+"""
+
+import re
+import shutil
+from html import escape
+from pathlib import Path
+from textwrap import shorten
+
+from docutils import nodes
+from sphinx.util import logging
+
+ROOT = Path(__file__).parents[2]
+KATEX = ROOT / "node_modules" / "katex" / "dist"
+logger = logging.getLogger(__name__)
+
+PATCHES = [  # (why, pattern in a rendered page, replacement)
+    (
+        "1.5 MB of script on every page, for icons that the theme's web font draws as well",
+        r'<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>',
+        "",
+    ),
+    (
+        "sphinx-thebe, switched off in `configure`, links a stylesheet all the same",
+        r"<link [^>]*sphinx-thebe\.css[^>]*>",
+        "",
+    ),
+    (
+        "without scripts the page has no theme, so code has no colours",
+        r'(<html [^>]*data-content_root="[^"]*") (?:data-theme="auto")?>',
+        r'\1 data-theme="light">',
+    ),
+    (
+        "in dark mode the page flashes white until a deferred script asks for the system's setting",
+        r'(dataset\.theme = localStorage\.getItem\("theme"\) \|\|) "auto"',
+        r'\1 (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")',
+    ),
+    (
+        "WCAG 2.5.3: the button reads `Search Ctrl+K` but is named `Search`",
+        r'(<button class="btn search-button-field[^>]*?) title="Search" aria-label="Search"',
+        r"\1",
+    ),
+    (
+        "the sidebar's logo and search stand in no landmark",
+        r'<div id="pst-primary-sidebar"',
+        r'<div role="region" aria-label="Course" id="pst-primary-sidebar"',
+    ),
+    (
+        "WCAG 4.1.2: the arrow that opens a chapter's pages has no name",
+        r">([^<]+)</a><details([^>]*)><summary>",
+        r'>\1</a><details\2><summary aria-label="Pages of \1">',
+    ),
+    (
+        "WCAG 2.5.3: what opens a hidden cell reads `Show code cell source` but is named otherwise",
+        r'<summary aria-label="Toggle hidden content">',
+        "<summary>",
+    ),
+    (
+        "docutils gives the items of a bibliography a role that ARIA has withdrawn",
+        r'role="doc-biblioentry"',
+        r'role="listitem"',
+    ),
+]
+INDEX = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>attncourse</title>
+<meta http-equiv="refresh" content="0; url=book/intro.html"></head>
+<body><main><h1>attncourse</h1><p><a href="book/intro.html">Open the course</a></p></main></body></html>
+"""
+
+
+def mend(html):
+    """Apply the theme patches to one rendered page."""
+    for _, pattern, replacement in PATCHES:
+        html = re.sub(pattern, replacement, html)
+    return html
+
+
+def describe(app, pagename, templatename, context, doctree):
+    """Give a page its first paragraph as its description: the theme computes one and does not use it."""
+    for paragraph in doctree.findall(nodes.paragraph) if doctree else ():
+        text = " ".join(paragraph.astext().split())
+        if len(text) > 60:
+            text = escape(shorten(text, 160, placeholder=" …"))
+            context["metatags"] += f'<meta name="description" content="{text}" />'
+            return
+
+
+def configure(app, config):
+    """Settings that _config.yml cannot express."""
+    # One version of KaTeX writes the markup and styles it: sphinxcontrib-katex would use its own, older, script.
+    config.katex_js_path = str(KATEX / "katex.min.js")
+    config.katex_css_path = "katex/katex.min.css"
+    # Here, not in _config.yml: `html_theme_options` there replaces the ones that Jupyter Book makes (the buttons).
+    config.html_theme_options |= {
+        "logo": {"text": "attncourse", "alt_text": ""},
+        "pygments_light_style": "a11y-high-contrast-light",
+        "pygments_dark_style": "a11y-high-contrast-dark",
+        "use_fullscreen_button": False,
+        "search_bar_text": "Search the course",
+        "toc_title": "On this page",
+    }
+    config.html_context["default_mode"] = "auto"
+    # Jupyter Book always loads sphinx-thebe: a script sent twice, a page error, and a CDN's address on every page.
+    for listeners in app.events.listeners.values():
+        listeners[:] = [entry for entry in listeners if not entry.handler.__module__.startswith("sphinx_thebe")]
+
+
+def prepare(app):
+    """Copy KaTeX's stylesheet and fonts into the site, and mend every page as it is written."""
+    target = Path(app.outdir, "_static", "katex")
+    only_woff2 = shutil.ignore_patterns("*.ttf", "*.woff")
+    shutil.copytree(KATEX / "fonts", target / "fonts", dirs_exist_ok=True, ignore=only_woff2)
+    shutil.copy(KATEX / "katex.min.css", target)
+    render = app.builder.templates.render
+
+    def render_mended(template, context):
+        html = mend(render(template, context))
+        if 'class="katex-error"' in html:  # KaTeX shows what it cannot set in red, and carries on
+            logger.warning("KaTeX cannot set a formula of this page", location=context.get("pagename"))
+        return html
+
+    app.builder.templates.render = render_mended
+
+
+def finish(app, exception):
+    """Replace Jupyter Book's redirect, which has no language, title or link, and drop what no page loads."""
+    Path(app.outdir, "index.html").write_text(INDEX)
+    for path in Path(app.outdir, "_static", "scripts").glob("fontawesome*"):
+        path.unlink()
+
+
+def setup(app):
+    app.connect("config-inited", configure)
+    app.connect("builder-inited", prepare)
+    app.connect("html-page-context", describe)
+    app.connect("build-finished", finish)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

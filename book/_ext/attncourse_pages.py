@@ -1,0 +1,138 @@
+"""What the book generates: the list of chapters, the matrix of checks, and the bibliography's style and anchors."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+from docutils import nodes
+from pybtex.plugin import register_plugin
+from pybtex.style.formatting.unsrt import Style
+from pybtex.style.labels import BaseLabelStyle
+from pybtex.style.sorting import BaseSortingStyle
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).parents[2]
+MATRIX = ROOT / "attncourse" / "data" / "checks_matrix.json"
+
+
+class Chapters(SphinxDirective):
+    """A list of chapters, one `notebook | title | what it is about` a line: linked when the notebook exists."""
+
+    has_content = True
+
+    def run(self):
+        self.env.note_reread()  # a new notebook changes this page
+        items = []
+        for line in self.content:
+            name, title, about = (part.strip() for part in line.split(" | ", 2))
+            label = f"**{name[:2]}** {title}"
+            exists = (ROOT / "notebooks" / f"{name}.ipynb").exists()
+            label = f"[{label}](../notebooks/{name}.ipynb)" if exists else f"{label} *planned*"
+            items += [f"- {label}", "", f"  {about}", ""]
+        return [nodes.container("", *self.parse_text_to_nodes("\n".join(items)), classes=["chapters"])]
+
+
+class ChecksMatrix(SphinxDirective):
+    """The results in `attncourse/data/checks_matrix.json`: a table of all exercises, then one for each."""
+
+    def run(self):
+        self.env.note_dependency(str(MATRIX))
+        if not MATRIX.exists():
+            return self.parse_text_to_nodes("The results are not there yet: `make matrix` writes them.")
+        return self.parse_text_to_nodes(matrix_markdown(json.loads(MATRIX.read_text())), allow_section_headings=True)
+
+
+def matrix_markdown(matrix):
+    """Markdown for the page of checks: totals, one row for each exercise, then every misconception."""
+    exercises = matrix["exercises"]
+    known = [misconception for exercise in exercises for misconception in exercise["misconceptions"]]
+    rows = [
+        "## Results",
+        "",
+        f"{len(known)} misconceptions in {len(exercises)} {'exercise' if len(exercises) == 1 else 'exercises'}: "
+        f"{count(known, 'caught')} caught, {count(known, 'named')} named first.",
+        "",
+        "| exercise | misconceptions caught | named first | pairs caught | pairs named | mutants caught | rewritings |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for exercise in exercises:
+        pairs, mutants, rewritings = exercise["pairs"], exercise["mechanical"], exercise["rewritings"]
+        explained = f", {mutants['explained']} equivalent" if mutants["explained"] else ""
+        cells = [
+            f"[{exercise['title']}](#{slug(exercise['title'])})",
+            count(exercise["misconceptions"], "caught"),
+            count(exercise["misconceptions"], "named"),
+            f"{pairs['caught']} of {pairs['total']}",
+            f"{pairs['named']} of {pairs['total']}",
+            f"{mutants['killed']} of {mutants['total']}{explained}",
+            f"{rewritings['passed']} of {rewritings['total']}",
+        ]
+        rows.append(row(cells))
+    for exercise in exercises:
+        rows += ["", f"## {exercise['title']}", "", f"`{exercise['id']}`", ""]
+        rows += ["| misconception | caught | named first |", "| --- | --- | --- |"]
+        for known in exercise["misconceptions"]:
+            rows.append(row([known.get("title", known["name"]), yes(known["caught"]), yes(known["named"])]))
+    return "\n".join(rows)
+
+
+def count(items, key):
+    """ "5 of 6" of the items have the key set."""
+    return f"{sum(bool(item[key]) for item in items)} of {len(items)}"
+
+
+def yes(value):
+    """A word and no colour: it has to read in a table, aloud and in print."""
+    return "yes" if value else "**no**"
+
+
+def row(cells):
+    """One row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def slug(title):
+    """The anchor that MyST gives a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+class AuthorYear(BaseLabelStyle):
+    """Labels that say who and when: "Cho et al. 2014", and "Cho et al. 2014b" for the next one of that year."""
+
+    def format_labels(self, entries):
+        seen = Counter()
+        for entry in entries:
+            names = [" ".join(person.prelast_names + person.last_names) for person in entry.persons["author"]]
+            label = (f"{names[0]} et al." if len(names) > 2 else " and ".join(names)) + f" {entry.fields['year']}"
+            yield label + " bcdefgh"[seen[label]].strip()
+            seen[label] += 1
+
+
+class ByYear(BaseSortingStyle):
+    """Oldest first; within a year, by the number of the preprint."""
+
+    def sorting_key(self, entry):
+        return entry.fields["year"], entry.fields["eprint"]
+
+
+class CourseStyle(Style):
+    """The bibliography: plain entries, labelled by author and year, in the order of publication."""
+
+    default_label_style = AuthorYear
+    default_sorting_style = ByYear
+
+
+def anchor_bibliography(app, doctree):
+    """Let `../book/bibliography.md#key` work in a notebook: MyST resolves headings only, and warns of others."""
+    if app.env.docname == "book/bibliography":
+        keys = re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE)
+        app.env.metadata[app.env.docname].setdefault("myst_slugs", {}).update({key: (0, key, key) for key in keys})
+
+
+def setup(app):
+    register_plugin("pybtex.style.formatting", "course", CourseStyle)
+    app.add_directive("chapters", Chapters)
+    app.add_directive("checks-matrix", ChecksMatrix)
+    app.connect("doctree-read", anchor_bibliography)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,79 @@
+"""The built book, a server for it, and one Chromium for all browser tests."""
+
+import functools
+import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "_build" / "html"
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+]
+
+
+def built_pages() -> list[str]:
+    """Every page of the built book, as a path below the site. The first, index.html, only leads to another."""
+    pages = (path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
+    return sorted(page for page in pages if not page.startswith("_") and page != "index.html")
+
+
+def pytest_generate_tests(metafunc):
+    if "page" in metafunc.fixturenames:
+        metafunc.parametrize("page", built_pages())
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    if not (SITE / "index.html").exists():
+        pytest.fail("the book is not built: run `make book`")
+    return SITE
+
+
+@pytest.fixture(scope="session")
+def address(site):
+    """The address of a server of the built book, on this machine only."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if executable is None:
+        pytest.fail("no Chromium found: install it, on Debian or Ubuntu with `sudo apt-get install chromium`")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+def pytest_configure(config):
+    config.page_weights = {}
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    weights = config.page_weights
+    if weights:
+        terminalreporter.write_line("page weights, compressed, without figures:")
+        for page, weight in sorted(weights.items()):
+            terminalreporter.write_line(f"  {weight / 1000:6.0f} kB  {page}")

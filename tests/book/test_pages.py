@@ -1,0 +1,222 @@
+"""Every page of the built book, in a browser: offline, without errors, accessible, and fit for a phone.
+
+A page is loaded once with scripts and once without; the tests then look at what was seen.
+"""
+
+import gzip
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "_build" / "html"
+AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
+AXE_OPTIONS = {
+    "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]},
+    "rules": {"region": {"enabled": True}, "target-size": {"enabled": True}},
+    "resultTypes": ["violations"],
+}
+MAX_WEIGHT = 500_000
+
+pytestmark = pytest.mark.browser  # all of it: what needs no browser still needs the built book
+
+
+@dataclass
+class Visit:
+    """What one page did."""
+
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    violations: dict[str, list[str]] = field(default_factory=dict)
+    widths: dict[int, int] = field(default_factory=dict)
+    theme: dict[str, str] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def visit(browser, address, pytestconfig):
+    """visit(page): load it once in light and in dark, wide and narrow, and remember what happened."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    axe = AXE.read_text()
+    sheet = context.new_page()
+
+    def run_axe():
+        sheet.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        if not sheet.evaluate("() => 'axe' in window"):
+            sheet.evaluate(axe)
+        result = sheet.evaluate("(options) => axe.run(document, options)", AXE_OPTIONS)
+        return [
+            f"{rule['id']}: {' '.join(map(str, node['target']))} {node['failureSummary']} {node['html'][:200]}"
+            for rule in result["violations"]
+            for node in rule["nodes"]
+        ]
+
+    @cache
+    def load(page):
+        seen = Visit()
+        listeners = {
+            "request": lambda request: seen.requests.append(request.url),
+            "pageerror": lambda error: seen.errors.append(str(error)),
+            "console": lambda message: message.type == "error" and seen.errors.append(message.text),
+            "requestfailed": lambda request: seen.errors.append(f"{request.url}: {request.failure}"),
+        }
+        for event, listener in listeners.items():
+            sheet.on(event, listener)
+        sheet.set_viewport_size({"width": 1280, "height": 900})
+        sheet.emulate_media(color_scheme="light")
+        sheet.goto(f"{address}/{page}", wait_until="load")
+        for theme in ("light", "dark"):
+            sheet.emulate_media(color_scheme=theme)
+            seen.violations[theme] = run_axe()
+            seen.theme[theme] = sheet.evaluate("() => document.documentElement.dataset.theme")
+        for width in (390, 320):
+            sheet.set_viewport_size({"width": width, "height": 800})
+            seen.widths[width] = sheet.evaluate("() => document.documentElement.scrollWidth")
+        seen.violations["dark, 320 px"] = run_axe()
+        for event, listener in listeners.items():
+            sheet.remove_listener(event, listener)
+        pytestconfig.page_weights[page] = weight(page, seen.requests, address)
+        return seen
+
+    yield load
+    context.close()
+
+
+def weight(page, requests, address):
+    """Bytes that a browser fetches for a page when the server compresses, figures left out."""
+    total = 0
+    for url in set(requests):
+        path = SITE / unquote(urlsplit(url).path).lstrip("/")
+        if not url.startswith(address) or not path.is_file() or path.suffix in {".png", ".svg", ".jpg"}:
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".html":
+            content = re.sub(rb"<svg.*?</svg>", b"", content, flags=re.DOTALL)
+        total += len(content) if path.suffix == ".woff2" else len(gzip.compress(content))
+    return total
+
+
+@cache
+def soup(page):
+    return BeautifulSoup((SITE / page).read_text(), "html.parser")
+
+
+def test_the_book_is_built(site):
+    assert (site / "book" / "intro.html").exists()
+
+
+def test_the_first_page_leads_to_the_landing_page(site):
+    html = BeautifulSoup((site / "index.html").read_text(), "html.parser")
+    assert html.html["lang"] == "en"
+    assert html.title.text
+    assert html.find("a")["href"] == "book/intro.html"
+
+
+def test_axe_is_at_work(browser):
+    """A picture without alternative, and grey text on grey: axe must object, or its silence means nothing."""
+    sheet = browser.new_page()
+    sheet.set_content(
+        "<html lang=en><title>t</title><main><img src=data:,><p style='color:#999;background:#888'>Some text."
+    )
+    sheet.evaluate(AXE.read_text())
+    found = sheet.evaluate("(options) => axe.run(document, options)", AXE_OPTIONS)["violations"]
+    sheet.close()
+    assert {"image-alt", "color-contrast"} <= {rule["id"] for rule in found}
+
+
+def test_asks_no_other_host(visit, address, page):
+    foreign = [url for url in visit(page).requests if not url.startswith((address, "data:", "blob:"))]
+    assert not foreign
+
+
+def test_no_page_errors(visit, page):
+    assert not visit(page).errors
+
+
+@pytest.mark.parametrize("mode", ["light", "dark", "dark, 320 px"])
+def test_axe_finds_nothing(visit, page, mode):
+    seen = visit(page)
+    assert not seen.violations[mode], "\n".join(seen.violations[mode])
+
+
+def test_follows_the_colour_scheme(visit, page):
+    if soup(page).find("article"):
+        assert visit(page).theme == {"light": "light", "dark": "dark"}
+
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_no_sideways_scrolling(visit, page, width):
+    assert visit(page).widths[width] <= width
+
+
+def test_is_light(visit, page, pytestconfig):
+    visit(page)
+    assert pytestconfig.page_weights[page] <= MAX_WEIGHT
+
+
+@pytest.fixture(scope="module")
+def without_scripts(browser):
+    context = browser.new_context(java_script_enabled=False, viewport={"width": 1280, "height": 900})
+    yield context.new_page()
+    context.close()
+
+
+def test_mathematics_shows_without_scripts(without_scripts, address, page):
+    without_scripts.goto(f"{address}/{page}")
+    formulas = without_scripts.locator("article .math:not(details:not([open]) .math)")
+    for formula in formulas.all():
+        typeset = formula.locator(".katex-html")
+        assert typeset.count() == 1, formula.inner_text()
+        box = typeset.bounding_box()
+        assert box and box["width"] > 0 and box["height"] > 0, formula.inner_text()
+    fonts = without_scripts.evaluate("[...document.fonts].filter((f) => f.status == 'loaded').map((f) => f.family)")
+    assert not formulas.count() or any("KaTeX" in family for family in fonts)
+
+
+def test_loads_no_script_for_mathematics(page):
+    scripts = " ".join(script.get("src", "") or script.text for script in soup(page).find_all("script"))
+    assert "mathjax" not in scripts.lower() and "katex" not in scripts.lower()
+    assert not soup(page).select(".katex-error")
+
+
+def test_links_resolve(page):
+    broken = []
+    for link in soup(page).select("a[href], link[href], img[src], script[src]"):
+        target = link.get("href") or link.get("src")
+        if urlsplit(target).scheme:
+            continue
+        path, fragment = urldefrag(urljoin(f"/{page}", target))
+        path = unquote(urlsplit(path).path).lstrip("/")
+        there = (SITE / path).is_file()
+        if there and fragment and path.endswith(".html"):
+            there = soup(path).find(id=unquote(fragment))
+        if not there:
+            broken.append(target)
+    assert not broken
+
+
+def test_figures_have_alternatives(page):
+    article = soup(page).find("article") or soup(page)
+    for image in article.find_all("img"):
+        alt = image.get("alt")
+        assert alt is not None, image
+        assert not re.search(r"\.(svg|png|jpe?g|gif|webp)$|/", alt), f"a file name is no description: {alt}"
+    for drawing in article.find_all("svg"):
+        if drawing.find_parent(class_="katex") or drawing.get("aria-hidden") == "true":
+            continue
+        hidden = any(parent.get("aria-hidden") == "true" for parent in drawing.parents)
+        named = drawing.get("aria-label") or drawing.get("aria-labelledby") or drawing.find("title")
+        assert hidden or (drawing.get("role") and named), str(drawing)[:200]
+
+
+def test_has_language_title_and_description(page):
+    html = soup(page)
+    assert html.html.get("lang") == "en"
+    assert html.title.text.strip()
+    if page != "search.html":
+        assert len(html.find("meta", attrs={"name": "description"})["content"]) > 40
+        assert len(html.find("article").find_all("h1")) == 1

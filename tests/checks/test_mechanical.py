@@ -1,0 +1,36 @@
+"""One small edit of a reference is noticed, or listed with the reason why it changes nothing."""
+
+import pytest
+
+from attncourse.checks import exercises
+from tests.checks import matrix, mechanical
+
+IDS = [spec.id for spec in exercises()]
+
+
+def test_every_exercise_is_mutated():
+    assert set(mechanical.PARTS) == set(IDS)
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_every_survivor_is_explained(id):
+    total, survived = matrix.survivors(id)
+    assert total >= 9
+    unexplained = [mutant for mutant in survived if (id, mutant) not in mechanical.EQUIVALENT]
+    assert not unexplained, "these mutants pass the check; catch them, or explain them in mechanical.EQUIVALENT"
+
+
+def test_no_explanation_is_stale():
+    survived = {(id, mutant) for id in IDS for mutant in matrix.survivors(id)[1]}
+    stale = [key for key in mechanical.EQUIVALENT if key not in survived]
+    assert not stale, "no such mutant survives: take these out of mechanical.EQUIVALENT"
+
+
+@pytest.mark.parametrize(("key", "why"), mechanical.EQUIVALENT.items(), ids=lambda value: str(value)[-60:])
+def test_what_only_loses_a_habit_gets_advice_and_what_is_equivalent_gets_none(key, why):
+    id, mutant = key
+    verdict = matrix.survivors(id)[1].get(mutant)
+    if verdict is None:
+        pytest.skip("stale: test_no_explanation_is_stale says so")
+    assert len(why) > 20
+    assert bool(verdict.advice) == why.startswith("only advice: "), verdict.advice

@@ -1,0 +1,32 @@
+import json
+from importlib.resources import files
+
+import pytest
+
+from attncourse import show
+from attncourse.lab import load_result
+
+
+def test_a_table_shows_its_caption_and_numbers():
+    output = show.table([{"n": 1, "share": 0.25}, {"n": 2, "share": 0.5}], caption="Shares <by> n")
+    assert "Shares &lt;by&gt; n" in output.html
+    assert '<th scope="row">2</th><td>0.5</td>' in output.html
+    assert output.text.splitlines()[1].split() == ["n", "share"]
+
+
+def test_the_comparison_ends_with_the_chapter_asked_for():
+    rows = json.loads((files("attncourse") / "data" / "comparison.json").read_text("utf-8"))["rows"]
+    for i, row in enumerate(rows):
+        last = max(j for j, other in enumerate(rows) if other["chapter"] == row["chapter"])
+        text = show.comparison(row["chapter"]).text
+        assert all((other["mechanism"] in text) == (j <= last) for j, other in enumerate(rows)), i
+
+
+def test_a_chapter_without_a_row_is_an_error():
+    with pytest.raises(ValueError, match=r"'nothing'.*bahdanau"):
+        show.comparison("nothing")
+
+
+def test_a_committed_result_carries_its_provenance():
+    run = load_result("bahdanau")["runs"]["de/attention/0"]
+    assert run["environment"]["torch"] and run["data"]["sha256"] and run["date"]
