@@ -168,7 +168,7 @@ class Child:
             {"do": "script", "name": exercise.defines, "candidate": candidate, "script": script, "forbidden": forbidden}
         )
         reply = self._receive(deadline).get("reply")
-        if not _well_formed(reply):
+        if not _well_formed(reply, len(script.calls)):
             raise Died("it wrote to the examiner's channel")
         return reply
 
@@ -179,9 +179,11 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
 
 
-def _well_formed(reply: object) -> bool:
-    """Whether a reply that may be forged has the types of a real one."""
+def _well_formed(reply: object, n_calls: int) -> bool:
+    """Whether a reply that may be forged has the types of a real one to a script of `n_calls` calls."""
     if not isinstance(reply, Reply) or not isinstance(reply.results, tuple):
+        return False
+    if len(reply.results) > n_calls or (len(reply.results) < n_calls and reply.failure is None):
         return False
     failure = reply.failure
     if failure is not None and not (

@@ -92,6 +92,8 @@ class _Runner:
 
     def __init__(self, channel: socket.socket):
         self.channel = channel
+        self.pid = os.getpid()
+        os.register_at_fork(after_in_child=channel.close)  # what the learner forks does not speak for the learner
         self.namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins, "get_ipython": _NoIPython}
         self.candidates: dict[str, list[Any]] = {}
         for stream in (0, 1, 2):
@@ -112,6 +114,8 @@ class _Runner:
             wire.send(self.channel, {"cell": i})
             before = {name: self.namespace.get(name) for name in names}
             error = self._run_cell(i, cell)
+            if os.getpid() != self.pid:
+                os._exit(0)  # a process that the cell forked, and that came out of the cell like its parent
             if error:
                 errors[str(i)] = error
             for name in names:
