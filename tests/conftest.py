@@ -1,5 +1,33 @@
-"""One thread for every test: the tensors are small, and pytest spreads over the cores by processes."""
+"""What all tests share: one thread, and one Chromium."""
 
+import shutil
+
+import pytest
 import torch
 
+# The tensors are small, and pytest spreads over the cores by processes.
 torch.set_num_threads(1)
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if executable is None:
+        pytest.fail("no Chromium found: install it, on Debian or Ubuntu with `sudo apt-get install chromium`")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+        yield browser
+        browser.close()

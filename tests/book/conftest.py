@@ -1,7 +1,6 @@
-"""The built book, a server for it, and one Chromium for all browser tests."""
+"""The built book and a server for it."""
 
 import functools
-import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,22 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-quic",
-]
 
 
 def built_pages() -> list[str]:
     """Every page of the built book, as a path below the site. The first, index.html, only leads to another."""
     pages = (path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
-    return sorted(page for page in pages if not page.startswith("_") and page != "index.html")
+    found = sorted(page for page in pages if not page.startswith("_") and page != "index.html")
+    return found or ["(the book is not built)"]  # fails in `site`: no page at all must not pass in silence
 
 
 def pytest_generate_tests(metafunc):
@@ -52,19 +42,6 @@ def address(site):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if executable is None:
-        pytest.fail("no Chromium found: install it, on Debian or Ubuntu with `sudo apt-get install chromium`")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 def pytest_configure(config):

@@ -13,10 +13,8 @@ import torch
 from attncourse import masks, show
 from attncourse.show.html import two_decimals
 
-sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 
-FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 PAGE = """<!doctype html><html lang="en"{attributes}><head><meta charset="utf-8"><title>Test</title>
 <meta name="viewport" content="width=device-width,initial-scale=1"></head><body><main>{content}</main></body></html>"""
 
@@ -69,16 +67,6 @@ def everything(folder) -> list[show.Output]:
 
 def content(*outputs: show.Output) -> str:
     return "".join(output._repr_mimebundle_()["text/html"] for output in outputs)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=[*FLAGS.split(), "--no-first-run"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
