@@ -23,11 +23,11 @@ def refresh(path: Path) -> float:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
             continue
-        cell.execution_count = None
         marked = "NBVAL_CHECK_OUTPUT" in cell.source or "nbval-check-output" in cell.metadata.get("tags", [])
         texts = [output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout"]
         if marked and not texts:
             raise SystemExit(f"{path.name}: the cell {cell.id!r} is marked for nbval but prints nothing")
+        cell.execution_count = cell.execution_count if marked else None  # nbval takes an output without it for stale
         cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="".join(texts))] if marked else []
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

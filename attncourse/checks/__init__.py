@@ -8,24 +8,34 @@ from typing import Any
 
 import torch
 
-from attncourse.checks import compute
+from attncourse.checks import compute, reverse
 from attncourse.checks.judge import SEEDS, Verdict, ask, judge
 from attncourse.checks.report import CheckFailed, Report
-from attncourse.checks.spec import Exercise
+from attncourse.checks.spec import Exercise, ReverseExercise, Task
 
-__all__ = ["CheckFailed", "Report", "Verdict", "check", "evaluate", "exercise", "exercises"]
+__all__ = [
+    "CheckFailed",
+    "Exercise",
+    "Report",
+    "ReverseExercise",
+    "Verdict",
+    "check",
+    "evaluate",
+    "exercise",
+    "exercises",
+]
 
 # The part of an id before the slash -> the module of its specifications, in the order of the chapters.
 CHAPTERS = ("bahdanau",)
 
 
-def exercises(chapter: str | None = None) -> list[Exercise]:
+def exercises(chapter: str | None = None) -> list[Task]:
     """All exercises, or those of one chapter, in the order of the book."""
     chapters = CHAPTERS if chapter is None else (chapter,)
     return [e for name in chapters for e in importlib.import_module(f"attncourse.checks.{name}").EXERCISES]
 
 
-def exercise(id: str) -> Exercise:
+def exercise(id: str) -> Task:
     """The exercise called `id`, such as "bahdanau/additive_score"."""
     chapter = id.split("/")[0]
     known = exercises(chapter) if chapter in CHAPTERS else exercises()
@@ -44,6 +54,9 @@ def evaluate(id: str, answer: Any, variant: str | None = None) -> Verdict:
         return Verdict(
             spec, "type", f"`{spec.defines}` is a {type(answer).__name__}; give check the function or class itself."
         )
+    if isinstance(spec, ReverseExercise):
+        with _one_thread():
+            return reverse.judge(spec, 0, reverse.run_here(spec, answer, 0))
     if isinstance(spec.reference, type) and not (isinstance(answer, type) or inspect.isroutine(answer)):
         message = f"check was given an object, made from a {type(answer).__name__}; give it the class itself."
         return Verdict(spec, "type", message)

@@ -13,13 +13,17 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from attncourse.checks.script import Call, Construct, Failure, Load, Reply, Result, Script
+from attncourse.checks.script import Call, Construct, Failure, Load, Outcome, Reply, Result, Script
 
 LIBRARIES = ("site-packages", "dist-packages", "<frozen")  # parts of file names; dist-packages: Colab's
 
 
 class ForbiddenCall(RuntimeError):
     """The answer called a library function that this exercise asks the learner to write."""
+
+
+class CandidateRaised(Exception):
+    """An implementation under a learner's test raised an error: a test that does not expect it has rejected it."""
 
 
 class _Forbid(TorchFunctionMode):
@@ -51,6 +55,21 @@ def run(target: Any, script: Script, forbidden: Iterable[str] = ()) -> Reply:
         except (Exception, SystemExit) as error:
             return Reply(tuple(results), _failure(error))
     return Reply(tuple(results))
+
+
+def run_test(test: Callable, candidate: Callable) -> Outcome:
+    """Run a learner's test on one candidate: False, AssertionError or an error of the candidate rejects it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        try:
+            returned = test(candidate)
+        except (AssertionError, CandidateRaised):
+            return Outcome(False)
+        except (Exception, SystemExit) as error:
+            return Outcome(False, _failure(error))
+    if returned is None or isinstance(returned, (bool, Tensor)):
+        return Outcome(returned is None or bool(returned))
+    return Outcome(False, Failure("TypeError", f"the test returned a {type(returned).__name__}, not True or False"))
 
 
 def _call(function: Callable, call: Call) -> Result:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attncourse.checks import compute
 from attncourse.checks.script import Call, Failure, Reply, Result, Script
-from attncourse.checks.spec import Exercise, Misconception
+from attncourse.checks.spec import Exercise, Misconception, Task
 
 SEEDS = (0, 1)  # of the instant check; grading derives others from the instructor's key
 
@@ -45,16 +45,18 @@ class Verdict:
     """How an answer was judged.
 
     kind: "passed", "not attempted", "raised", "forbidden", "type", "shape", "dtype", "nan", "mistake" (values
-    that equal a known mistake) or "different" (values that equal none); mistakes: the misconceptions recognised,
-    one or two, whatever the kind; advice: habits worth changing, which cost no points.
+    that equal a known mistake) or "different" (values that equal none); for a learner's test also "misses" and "too
+    strict"; mistakes: the misconceptions recognised, one or two, whatever the kind (for a test: those it lets
+    through); advice: habits worth changing, which cost no points; share: of the points, where not all or none.
     """
 
-    exercise: Exercise
+    exercise: Task
     kind: str
     message: str
     mistakes: tuple[Misconception, ...] = ()
     difference: Difference | None = None
     advice: tuple[str, ...] = ()
+    share: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -62,7 +64,7 @@ class Verdict:
 
     @property
     def points(self) -> int:
-        return self.exercise.points if self.passed else 0
+        return self.exercise.points if self.passed else int(self.exercise.points * self.share)
 
 
 @dataclass(frozen=True)

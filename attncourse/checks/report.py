@@ -17,6 +17,8 @@ HEADINGS = {
     "nan": ("✗", "not a number"),
     "mistake": ("✗", "not the right values"),
     "different": ("✗", "not the right values"),
+    "misses": ("✗", "some wrong implementations pass your test"),
+    "too strict": ("✗", "a right implementation fails your test"),
 }
 COLOURS = {"✓": "#2e7d32", "○": "#757575", "✗": "#c62828"}  # of the bar beside the text, never of the text
 
@@ -88,12 +90,14 @@ class Report:
         )
 
     def _points(self) -> str:
-        points = self.verdict.exercise.points
-        return f" ({points} of {points} points)" if self.passed else ""
+        points = self.verdict.points
+        return f" ({points} of {self.verdict.exercise.points} points)" if points else ""
 
     def _lines(self) -> list[str]:
         lines = [self.verdict.message] if self.verdict.message and self.verdict.kind != "passed" else []
         mistakes = self.verdict.mistakes
+        if self.verdict.kind == "misses":
+            return [*lines, *(f"– {mistake.title}" for mistake in mistakes)]
         if mistakes:
             begin = (
                 "It does what a known mistake does: "

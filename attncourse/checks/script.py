@@ -85,3 +85,11 @@ class Reply:
 
     results: tuple[Result, ...]
     failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a learner's test said of one candidate: accepted or not, or the failure of the test itself."""
+
+    accepted: bool
+    failure: Failure | None = None

@@ -56,14 +56,11 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Exercise:
-    """One function or class that the learner defines under the name `defines`.
+class Task:
+    """What every exercise has: the learner defines one function or class under the name `defines`.
 
-    id: "chapter/name", never changed; scripts(seed): the script of calls, smallest first; reference: a right
-    answer; faulty(wrong): the answer with those misconceptions (an empty set gives a right one); outputs: of the
-    last call; forbidden: library functions the learner must not use; given: modules of the
-    course that an answer may import;
-    habits: advice by habit name, for what scripts with that `habit` find.
+    id: "chapter/name", never changed; chapter: its notebook's name; given: modules of the course that an answer may
+    import.
     """
 
     id: str
@@ -73,6 +70,18 @@ class Exercise:
     difficulty: int
     minutes: int
     points: int
+    given: tuple[str, ...] = field(default=(), kw_only=True)
+
+
+@dataclass(frozen=True)
+class Exercise(Task):
+    """The learner writes an implementation, which is compared with a reference.
+
+    scripts(seed): the script of calls, smallest first; reference: a right answer; faulty(wrong): the answer with
+    those misconceptions (an empty set gives a right one); outputs: of the last call; forbidden: library functions
+    the learner must not use; habits: advice by habit name, for what scripts with that `habit` find.
+    """
+
     scripts: Callable[[int], Iterable[Script]]
     reference: Callable
     faulty: Callable[[frozenset[str]], Callable]
@@ -83,7 +92,6 @@ class Exercise:
     rtol: float = 1e-4
     atol: float = 1e-5
     forbidden: tuple[str, ...] = ()
-    given: tuple[str, ...] = ()
     variants: Mapping[str, Variant] = field(default_factory=dict)
 
     def variant(self, name: str) -> "Exercise":
@@ -98,6 +106,19 @@ class Exercise:
             faulty=lambda wrong: variant.wrap(self.faulty(wrong)),
             variants={},
         )
+
+
+@dataclass(frozen=True)
+class ReverseExercise(Task):
+    """The learner writes a test, which must tell right implementations from wrong ones.
+
+    right: right implementations by name, written differently; faulty(wrong): the wrong ones, one for each of
+    `misconceptions`. The learner's test gets one at a time, unnamed and in a shuffled order, and returns True or False.
+    """
+
+    right: Mapping[str, Callable]
+    faulty: Callable[[frozenset[str]], Callable]
+    misconceptions: tuple[Misconception, ...]
 
 
 def _translate(script: Script, argument: Callable[[str, Any], Any]) -> Script:
