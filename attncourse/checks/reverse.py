@@ -34,8 +34,14 @@ def candidates(exercise: ReverseExercise, seed: int) -> list[Candidate]:
 
 
 def call(candidate: Candidate, arguments: Sequence[Any]) -> Any:
-    """Run a candidate on copies of a test's arguments. Raises CandidateRaised for whatever it raises."""
+    """Run a candidate on copies of a test's arguments. Raises CandidateRaised for whatever it raises.
+
+    The arguments may come from an untrusted process: plain values and tensors of limited size pass, nothing else.
+    """
     tensors = [value for value in arguments if isinstance(value, Tensor)]
+    plain = [value for value in arguments if not isinstance(value, Tensor)]
+    if not all(value is None or (isinstance(value, (bool, int, float)) and abs(value) < 1e6) for value in plain):
+        raise compute.CandidateRaised("inputs must be tensors, numbers or None")
     if any(max(t.shape, default=0) > MAX_AXIS for t in tensors) or sum(t.numel() for t in tensors) > MAX_NUMBERS:
         raise compute.CandidateRaised(
             f"inputs are limited to {MAX_AXIS} along an axis and {MAX_NUMBERS} numbers in all"

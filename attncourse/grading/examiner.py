@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attncourse.checks import exercises
+from attncourse.checks import compute, exercises, reverse
 from attncourse.checks.judge import Question, Verdict, ask, judge
-from attncourse.checks.script import Failure, Reply, Result, Script
-from attncourse.checks.spec import Exercise
+from attncourse.checks.script import Failure, Outcome, Reply, Result, Script
+from attncourse.checks.spec import Exercise, ReverseExercise, Task
 from attncourse.grading import isolation, stub, wire
 
+MAX_CALLS = 2_000  # of implementations by one test
 FIRST_UID = 61_000  # each submission runs as a user of its own, from here up
 
 
@@ -55,10 +56,11 @@ class Grade:
 class Exam:
     """Exercises and the questions asked about them; made once, for all notebooks that are graded alike."""
 
-    def __init__(self, chosen: Sequence[Exercise], seeds: Sequence[int]):
+    def __init__(self, chosen: Sequence[Task], seeds: Sequence[int]):
         torch.set_num_threads(1)  # the tensors are tiny; processes, not threads, share the cores
         self.exercises = tuple(chosen)
-        self.questions = {exercise.id: ask(exercise, seeds) for exercise in chosen}
+        self.seeds = tuple(seeds)
+        self.questions = {task.id: ask(task, seeds) for task in chosen if isinstance(task, Exercise)}
         self.given = sorted({name for exercise in chosen for name in exercise.given})
 
 
@@ -132,6 +134,8 @@ class Child:
             wire.send(self.channel, message)
         except OSError as error:
             raise Died(f"its process ended ({error})") from None
+        except wire.ProtocolError as error:
+            raise Died(f"it asked for something that cannot be sent: {error}") from None
 
     def _receive(self, deadline: float) -> dict:
         try:
@@ -172,6 +176,26 @@ class Child:
             raise Died("it wrote to the examiner's channel")
         return reply
 
+    def run_test(self, exercise: ReverseExercise, candidate: int, seed: int, deadline: float) -> list[Outcome]:
+        """What a learner's test says of each implementation, which it calls by way of this process."""
+        implementations = reverse.candidates(exercise, seed)
+        n = len(implementations)
+        self.request({"do": "test", "name": exercise.defines, "candidate": candidate, "implementations": n})
+        for _ in range(MAX_CALLS):
+            reply = self._receive(deadline)
+            outcomes = reply.get("outcomes")
+            if isinstance(outcomes, list) and len(outcomes) == n and all(map(_is_outcome, outcomes)):
+                return outcomes
+            k, arguments = reply.get("implementation"), reply.get("arguments")
+            if not (isinstance(k, int) and 0 <= k < n and isinstance(arguments, tuple)):
+                raise Died("it wrote to the examiner's channel")
+            try:
+                answer = {"returned": reverse.call(implementations[k], arguments)}
+            except compute.CandidateRaised as error:
+                answer = {"raised": str(error)[:200]}
+            self.request(answer)
+        raise Died(f"it called the implementations more than {MAX_CALLS} times")
+
     def stop(self) -> None:
         """Kill the child and everything it started."""
         self.channel.close()
@@ -185,14 +209,7 @@ def _well_formed(reply: object, n_calls: int) -> bool:
         return False
     if len(reply.results) > n_calls or (len(reply.results) < n_calls and reply.failure is None):
         return False
-    failure = reply.failure
-    if failure is not None and not (
-        isinstance(failure, Failure)
-        and all(isinstance(text, str) for text in (failure.type, failure.message, failure.code))
-        and isinstance(failure.line, int | None)
-    ):
-        return False
-    return all(
+    return _is_failure(reply.failure) and all(
         isinstance(result, Result)
         and isinstance(result.type, str)
         and isinstance(result.outputs, tuple)
@@ -201,6 +218,19 @@ def _well_formed(reply: object, n_calls: int) -> bool:
         and all(isinstance(after, Tensor) for after in result.inputs.values())
         for result in reply.results
     )
+
+
+def _is_failure(failure: object) -> bool:
+    """Whether this is no failure, or one made of text."""
+    return failure is None or (
+        isinstance(failure, Failure)
+        and all(isinstance(text, str) for text in (failure.type, failure.message, failure.code))
+        and isinstance(failure.line, int | None)
+    )
+
+
+def _is_outcome(outcome: object) -> bool:
+    return isinstance(outcome, Outcome) and isinstance(outcome.accepted, bool) and _is_failure(outcome.failure)
 
 
 def grade(cells: Sequence[str], exam: Exam, workers: Workers, times: Times | None = None) -> Grade:
@@ -244,7 +274,7 @@ def grade(cells: Sequence[str], exam: Exam, workers: Workers, times: Times | Non
 def _grade_one(
     child: Child,
     exam: Exam,
-    exercise: Exercise,
+    exercise: Task,
     candidates: dict[str, int],
     errors: dict[int, str],
     times: Times,
@@ -254,9 +284,14 @@ def _grade_one(
     if not isinstance(count, int) or count < 1:
         why = f" Cells that raised: {'; '.join(f'{i}: {text}' for i, text in sorted(errors.items()))}" if errors else ""
         return Verdict(exercise, "not attempted", f"The notebook defines no `{exercise.defines}`.{why}")
-    question, deadline = exam.questions[exercise.id], time.monotonic() + times.exercise
+    deadline = time.monotonic() + times.exercise
     for candidate in range(min(count, 20)):
-        verdict = judge(exercise, question, _replies(child, exercise, candidate, question, deadline))
+        if isinstance(exercise, ReverseExercise):
+            seed = exam.seeds[0]
+            verdict = reverse.judge(exercise, seed, child.run_test(exercise, candidate, seed, deadline))
+        else:
+            question = exam.questions[exercise.id]
+            verdict = judge(exercise, question, _replies(child, exercise, candidate, question, deadline))
         if verdict.kind != "not attempted":
             break
     return verdict
@@ -272,7 +307,7 @@ def _replies(child: Child, exercise: Exercise, candidate: int, question: Questio
     return replies
 
 
-def exercises_in(cells: Iterable[str]) -> list[Exercise]:
+def exercises_in(cells: Iterable[str]) -> list[Task]:
     """The exercises of the chapters that a notebook is about: those whose id or name its code mentions."""
     text = "\n".join(cells)
     chapters = {

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attncourse.checks.script import Call, Construct, Failure, Load, Reply, Result, Script
+from attncourse.checks.script import Call, Construct, Failure, Load, Outcome, Reply, Result, Script
 
 LENGTHS = struct.Struct(">II")
 MAX_TEXT, MAX_BYTES, MAX_ITEMS = 1 << 20, 1 << 26, 10_000
@@ -93,7 +93,7 @@ def _plain(value: Any, blobs: list[bytes]) -> Any:
     for name, kind in STEPS.items():
         if isinstance(value, kind):
             return {"_": name, "fields": _plain(vars(value), blobs)}
-    for kind in (Script, Reply, Result, Failure):
+    for kind in (Script, Reply, Result, Failure, Outcome):
         if isinstance(value, kind):
             return {"_": kind.__name__, "fields": _plain(vars(value), blobs)}
     raise ProtocolError(f"a {type(value).__name__} is not sent")
@@ -137,5 +137,5 @@ def _rebuild(value: Any, blobs: _Blobs, depth: int) -> Any:
         return {str(key): _rebuild(item, blobs, depth + 1) for key, item in value["items"]}
     if kind == "tuple":
         return tuple(_rebuild(item, blobs, depth + 1) for item in value["items"])
-    known = STEPS | {kind.__name__: kind for kind in (Script, Reply, Result, Failure)}
+    known = STEPS | {kind.__name__: kind for kind in (Script, Reply, Result, Failure, Outcome)}
     return known[kind](**_rebuild(value["fields"], blobs, depth + 1))

@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,19 @@ class _Runner:
             raise_own = compute.Failure("NotYourOwn", f"`{name}` is the course's own, imported; write it yourself")
             return {"reply": compute.Reply((), raise_own)}
         return {"reply": compute.run(target, script, forbidden)}
+
+    def _do_test(self, name: str, candidate: int, implementations: int) -> dict:
+        """Run the candidate-th latest definition of `name`, a test, on so many implementations of the examiner's."""
+        test = self.candidates[name][-1 - candidate]
+        return {"outcomes": [compute.run_test(test, partial(self._ask, k)) for k in range(implementations)]}
+
+    def _ask(self, k: int, *arguments: Any) -> Any:
+        """What the k-th implementation returns: the examiner runs it, this process never has it."""
+        wire.send(self.channel, {"implementation": k, "arguments": arguments})
+        answer = wire.receive(self.channel)
+        if "raised" in answer:
+            raise compute.CandidateRaised(answer["raised"])
+        return answer["returned"]
 
 
 class _NoIPython:
