@@ -4,10 +4,12 @@ Runs Jupyter Book with warnings as errors, in an environment that sees this chec
 Executed notebooks are cached; the cache is cleared when anything that they import or read has changed.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,17 +19,20 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
 SITE = BUILD / "html"
 
-# What is thrown away when a file that it was made from changes: Jupyter Book compares neither of these itself.
+# What is thrown away when a file that it was made from has changed: Jupyter Book itself compares none of these.
+PAGES = [SITE, BUILD / ".doctrees"]
 DERIVED = {
-    "notebook cache": (
-        [BUILD / ".jupyter_cache"],
+    "executed notebooks": (
+        [BUILD / ".jupyter_cache", *PAGES],  # with the pages, or the notebooks are not read again
         ["attncourse/**/*", "requirements.txt"],
     ),
     "pages": (
-        [SITE, BUILD / ".doctrees"],
+        PAGES,
         ["book/_ext/*", "book/_static/*", "_config.yml", "_toc.yml", "package-lock.json", "requirements.txt"],
     ),
 }
+# The kernels' own settings, in place of the user's. They warn of a network connection that never leaves the machine.
+KERNEL = 'c.IPKernelApp.log_level = "ERROR"\n'
 
 
 def fingerprint(patterns):
@@ -55,7 +60,11 @@ def clear_outdated():
 
 def environment():
     """The environment of the build: this checkout's package and kernel, and a node on the path."""
+    settings = BUILD / ".ipython" / "profile_default" / "ipython_kernel_config.py"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(KERNEL)
     env = os.environ | {
+        "IPYTHONDIR": str(BUILD / ".ipython"),
         "PYTHONPATH": str(ROOT),
         "PYTHONHASHSEED": "0",
         "JUPYTER_PREFER_ENV_PATH": "1",  # a kernel called python3 in the home directory must not win
@@ -77,11 +86,13 @@ def main():
     clear_outdated()
     # -W: without it a notebook that fails still gives exit status 0. --keep-going: report every fault, not the first.
     command = [str(Path(sys.executable).parent / "jupyter-book"), "build", str(ROOT), "-W", "--keep-going"]
-    build = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
-    for line in build.stderr:
-        if "[IPKernelApp] WARNING | Kernel is running over TCP" not in line:  # on this machine only
-            sys.stderr.write(line)
-    if build.wait():
+    build = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True)
+    try:
+        build.wait()
+    finally:  # a build that is interrupted or killed leaves kernels and KaTeX's server behind
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(build.pid, signal.SIGTERM)
+    if build.returncode:
         # A page with a warning counts as built. Forget the pages, so that the next build warns again.
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
         report_failures(since=began)

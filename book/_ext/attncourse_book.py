@@ -11,6 +11,7 @@ from textwrap import shorten
 
 from docutils import nodes
 from sphinx.util import logging
+from sphinxcontrib import katex
 
 ROOT = Path(__file__).parents[2]
 KATEX = ROOT / "node_modules" / "katex" / "dist"
@@ -92,6 +93,8 @@ def configure(app, config):
     # One version of KaTeX writes the markup and styles it: sphinxcontrib-katex would use its own, older, script.
     config.katex_js_path = str(KATEX / "katex.min.js")
     config.katex_css_path = "katex/katex.min.css"
+    # Its 5 s are too few on a busy machine, and then its server is left running.
+    katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0
     # Here, not in _config.yml: `html_theme_options` there replaces the ones that Jupyter Book makes (the buttons).
     config.html_theme_options |= {
         "logo": {"text": "attncourse", "alt_text": ""},
