@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # The part of an id before the slash -> the module of its specifications, in the order of the chapters.
-CHAPTERS = ("bahdanau",)
+CHAPTERS = ("start", "bahdanau", "luong")
 
 
 def exercises(chapter: str | None = None) -> list[Task]:

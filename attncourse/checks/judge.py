@@ -188,9 +188,11 @@ def _nan(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> s
 
 
 def _different(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> str | None:
-    close = all(_close(exercise, got, right) for _, right, got in _outputs(exercise, expected, reply))
-    if close:
-        return None
+    if all(_close(exercise, got, right) for _, right, got in _outputs(exercise, expected, reply)):
+        pairs = zip(expected.results, reply.results, strict=True)
+        if not exercise.compare_gradients or all(_same_gradients(exercise, *pair) for pair in pairs):
+            return None
+        return "The values are right and their gradient is not, which here is half of the task."
     for held in exercise.properties:
         calls = zip(script.calls, expected.results, reply.results, strict=True)
         if not all(held.holds(call, result) for call, right, result in calls if right.outputs):
@@ -245,7 +247,7 @@ def _same_replies(exercise: Exercise, implementation: Callable, rows: list[Row])
     """Whether `implementation` gives the answer's replies, and not merely the same exceptions."""
     informative = False
     for script, expected, reply in rows:
-        imitated = compute.run(implementation, _without_gradients(script))
+        imitated = compute.run(implementation, script if exercise.compare_gradients else _without_gradients(script))
         if not _same(exercise, imitated, reply):
             return False
         informative = informative or bool(reply.results and not _same(exercise, imitated, expected))
@@ -267,7 +269,14 @@ def _same(exercise: Exercise, one: Reply, other: Reply) -> bool:
 def _same_result(exercise: Exercise, one: Result, other: Result) -> bool:
     if one.type != other.type or len(one.outputs) != len(other.outputs):
         return False
+    if exercise.compare_gradients and not _same_gradients(exercise, one, other):
+        return False
     return all(_close(exercise, a, b) for a, b in zip(one.outputs, other.outputs, strict=True))
+
+
+def _same_gradients(exercise: Exercise, one: Result, other: Result) -> bool:
+    pairs = [(one.gradients.get(name), other.gradients.get(name)) for name in {*one.gradients, *other.gradients}]
+    return all(a is b is None or (a is not None and b is not None and _close(exercise, a, b)) for a, b in pairs)
 
 
 def _close(exercise: Exercise, got: Tensor, right: Tensor) -> bool:

@@ -67,13 +67,18 @@ def judge(exercise: ReverseExercise, seed: int, outcomes: Sequence[Outcome]) -> 
     rejects a right one gets none, since rejecting everything would otherwise pay.
     """
     pairs = list(zip(candidates(exercise, seed), outcomes, strict=True))
-    failures = [outcome.failure for _, outcome in pairs if outcome.failure]
-    if any(failure.type == "NotImplementedError" for failure in failures):
+    if any(outcome.failure and outcome.failure.type == "NotImplementedError" for outcome in outcomes):
         return Verdict(exercise, "not attempted", "Not attempted yet.")
+    # A test may stumble over a wrong implementation, and so rejects it; over a right one it must not.
+    failures = [outcome.failure for candidate, outcome in pairs if outcome.failure and candidate.mistake is None]
     if failures:
         first = failures[0]
         where = f" in line {first.line} of the cell, `{first.code}`" if first.line and first.code else ""
-        return Verdict(exercise, "raised", f"Your test itself failed: {first.type}: {first.message}{where}.")
+        return Verdict(
+            exercise,
+            "raised",
+            f"On a right implementation your test failed itself{where}: {first.type}: {first.message}",
+        )
     rejected = [candidate.name for candidate, outcome in pairs if candidate.mistake is None and not outcome.accepted]
     missed = tuple(candidate.mistake for candidate, outcome in pairs if candidate.mistake and outcome.accepted)
     n_wrong = len(exercise.misconceptions)

@@ -79,7 +79,8 @@ class Exercise(Task):
 
     scripts(seed): the script of calls, smallest first; reference: a right answer; faulty(wrong): the answer with
     those misconceptions (an empty set gives a right one); outputs: of the last call; forbidden: library functions
-    the learner must not use; habits: advice by habit name, for what scripts with that `habit` find.
+    the learner must not use; habits: advice by habit name, for what scripts with that `habit` find;
+    compare_gradients: whether a right answer must have the right gradients, not only the right values.
     """
 
     scripts: Callable[[int], Iterable[Script]]
@@ -93,6 +94,7 @@ class Exercise(Task):
     atol: float = 1e-5
     forbidden: tuple[str, ...] = ()
     variants: Mapping[str, Variant] = field(default_factory=dict)
+    compare_gradients: bool = False
 
     def variant(self, name: str) -> "Exercise":
         """This exercise under the convention called `name`."""
