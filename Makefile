@@ -6,6 +6,7 @@ export TORCH PYTHON
 export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 STATED := requirements.txt requirements-test.txt pyproject.toml package.json package-lock.json scripts/setup.sh
+NARROW := $(BIN)/ruff format --isolated --line-length 84 --target-version py311
 PYTEST := $(BIN)/python -m pytest
 say = @printf '\n== %s\n' '$(1)'
 
@@ -28,7 +29,7 @@ serve: book  ## build the book and serve it on this machine
 
 lint: .venv/test.stamp
 	$(call say,Lint)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(NARROW) --check notebooks solutions
 
 unit: .venv/test.stamp
 	$(call say,Unit tests; oracles and mutants)
@@ -54,7 +55,8 @@ test:  ## everything that CI runs
 
 test-all: test  ## before a release: everything, the slow checks too
 
-exercises: .venv/test.stamp  ## make exercises/ from solutions/
+exercises: .venv/test.stamp  ## format the notebooks, make exercises/ from solutions/
+	@$(NARROW) notebooks solutions
 	@$(BIN)/python scripts/exercises.py
 
 matrix: .venv/test.stamp  ## recompute which mistakes the checks catch and name

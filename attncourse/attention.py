@@ -34,6 +34,35 @@ def masked_softmax(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     return scores.masked_fill(~mask, float("-inf")).softmax(-1).masked_fill(~mask, 0.0)
 
 
+def check_source(
+    query: Tensor, keys: Tensor, values: Tensor | None, mask: Tensor | None, query_dim: int, key_dim: int
+) -> tuple[Tensor, Tensor | None]:
+    """What a decoder's attention is given, checked: the values (B, S, Dv) and the mask with three axes, or None.
+
+    query (B, T, query_dim) and keys (B, S, key_dim); values default to the keys. mask is boolean, True = may attend:
+    (B, S), one row of keys for every query, or broadcastable to (B, T, S). What does not fit raises ValueError or,
+    for a mask that is not boolean, TypeError.
+    """
+    values = keys if values is None else values
+    for name, tensor, size in (("query", query, query_dim), ("keys", keys, key_dim), ("values", values, None)):
+        size = tensor.shape[-1] if size is None else size
+        if tensor.dim() != 3 or tensor.shape[-1] != size:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it needs three axes, the last of size {size}")
+    if not query.shape[0] == keys.shape[0] == values.shape[0]:
+        raise ValueError(f"batch sizes differ: query {query.shape[0]}, keys {keys.shape[0]}, values {values.shape[0]}")
+    if keys.shape[1] != values.shape[1]:
+        raise ValueError(f"there are {keys.shape[1]} keys but {values.shape[1]} values")
+    if mask is not None and mask.dim() == 2:
+        if mask.shape != keys.shape[:2]:
+            raise ValueError(
+                f"a two-axis mask marks keys and has shape (B, S)={tuple(keys.shape[:2])}, "
+                f"but this one has {tuple(mask.shape)}; for a (T, S) pattern give (1, T, S)"
+            )
+        mask = mask[:, None]  # (B, 1, S)
+    check_mask(mask, (*query.shape[:2], keys.shape[1]), query.device)
+    return values, mask
+
+
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,

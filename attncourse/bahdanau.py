@@ -6,7 +6,7 @@ Letters: B batch, T queries (decoder steps), S keys (source positions), A the si
 import torch
 from torch import Tensor, nn
 
-from attncourse.attention import masked_softmax
+from attncourse.attention import check_source, masked_softmax
 
 
 def additive_scores(query: Tensor, keys: Tensor, v: Tensor) -> Tensor:
@@ -56,30 +56,5 @@ class AdditiveAttention(nn.Module):
         values (B, S, Dv) default to the keys. mask is boolean, True = may attend: (B, S), one row of keys for
         every query, or broadcastable to (B, T, S). A query with no allowed key gets zeros.
         """
-        values = keys if values is None else values
-        self._check(query, keys, values)
-        if mask is not None and mask.dim() == 2:
-            if mask.shape != keys.shape[:2]:
-                raise ValueError(
-                    f"a two-axis mask marks keys and has shape (B, S)={tuple(keys.shape[:2])}, "
-                    f"but this one has {tuple(mask.shape)}; for a (T, S) pattern give (1, T, S)"
-                )
-            mask = mask[:, None]  # (B, 1, S)
+        values, mask = check_source(query, keys, values, mask, self.query_proj.in_features, self.key_proj.in_features)
         return additive_attention(self.query_proj(query), self.key_proj(keys), values, self.v, mask)
-
-    def _check(self, query: Tensor, keys: Tensor, values: Tensor) -> None:
-        for name, tensor, size in (
-            ("query", query, self.query_proj.in_features),
-            ("keys", keys, self.key_proj.in_features),
-            ("values", values, values.shape[-1]),
-        ):
-            if tensor.dim() != 3 or tensor.shape[-1] != size:
-                raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)}; it needs three axes, the last of size {size}"
-                )
-        if not query.shape[0] == keys.shape[0] == values.shape[0]:
-            raise ValueError(
-                f"batch sizes differ: query {query.shape[0]}, keys {keys.shape[0]}, values {values.shape[0]}"
-            )
-        if keys.shape[1] != values.shape[1]:
-            raise ValueError(f"there are {keys.shape[1]} keys but {values.shape[1]} values")

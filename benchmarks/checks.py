@@ -1,7 +1,7 @@
 """How long a check takes to answer: `python benchmarks/checks.py [repeats]`, from the repository's root.
 
 Three answers for each exercise: a right one, a known mistake (the median over all), and a mistake that has no
-name, for which every pair of mistakes is tried. The target: a median under 200 ms, none over 1 s, on two cores.
+name, for which every pair of mistakes is tried; where the answer is a test, good and lax ones. The target: a median under 200 ms, none over 1 s, on two cores.
 """
 
 import statistics
@@ -14,8 +14,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from attncourse.checks import evaluate, exercises
-from tests.checks import matrix
+from attncourse.checks import evaluate
+from tests.checks import implementations, matrix, reverse_exercises
 
 MEDIAN_MS, MOST_MS = 200, 1000
 
@@ -34,7 +34,7 @@ def main() -> int:
     everything: list[float] = []
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {repeats} repeats\n")
     print(f"{'exercise':26}{'answer':10}{'median ms':>10}{'max ms':>10}")
-    for spec in exercises():
+    for spec in implementations():
         answers = matrix.answers(spec.id.split("/")[0])
         unknown = [
             answer
@@ -48,6 +48,14 @@ def main() -> int:
         }
         for kind, group in groups.items():
             times = [ms for answer in group for ms in milliseconds(spec.id, answer, repeats)]
+            everything += times
+            print(f"{spec.id:26}{kind:10}{statistics.median(times):10.0f}{max(times):10.0f}")
+    for spec in reverse_exercises():
+        answers = matrix.answers(spec.id.split("/")[0])
+        groups = {"passed": answers.good, "lax": {key: test for key, (_, test) in answers.lax.items()}}
+        for kind, group in groups.items():
+            tests = [test for (id, _), test in group.items() if id == spec.id]
+            times = [ms for test in tests for ms in milliseconds(spec.id, test, repeats)]
             everything += times
             print(f"{spec.id:26}{kind:10}{statistics.median(times):10.0f}{max(times):10.0f}")
     median, most = statistics.median(everything), max(everything)

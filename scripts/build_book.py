@@ -67,6 +67,7 @@ def environment():
         "IPYTHONDIR": str(BUILD / ".ipython"),
         "PYTHONPATH": str(ROOT),
         "PYTHONHASHSEED": "0",
+        "ATTNCOURSE_STATIC": "1",  # no kernel will answer a reader: pieces that need one show their static form
         "JUPYTER_PREFER_ENV_PATH": "1",  # a kernel called python3 in the home directory must not win
         "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)]),
     }

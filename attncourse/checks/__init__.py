@@ -56,7 +56,7 @@ def evaluate(id: str, answer: Any, variant: str | None = None) -> Verdict:
         )
     if isinstance(spec, ReverseExercise):
         with _one_thread():
-            return reverse.judge(spec, 0, reverse.run_here(spec, answer, 0))
+            return reverse.evaluate(spec, answer)
     if isinstance(spec.reference, type) and not (isinstance(answer, type) or inspect.isroutine(answer)):
         message = f"check was given an object, made from a {type(answer).__name__}; give it the class itself."
         return Verdict(spec, "type", message)

@@ -128,10 +128,11 @@ def _raised(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -
     )
     if failure.type == "ForbiddenCall":
         return f"{failure.message}.{where}"
-    return f"{_error(failure)}.{where} The call had {_sizes(script, len(reply.results))}."
+    return f"{error_text(failure)}.{where} The call had {_sizes(script, len(reply.results))}."
 
 
-def _error(failure: Failure, most: int = 300) -> str:
+def error_text(failure: Failure, most: int = 300) -> str:
+    """An exception's type and message on one line, cut where it is long."""
     text = " ".join(f"{failure.type}: {failure.message}".split()).rstrip(" :.")
     return text if len(text) <= most else f"{text[:most]} …"
 

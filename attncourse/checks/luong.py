@@ -370,6 +370,9 @@ def local_weights_scripts(seed: int) -> Iterator[Script]:
     yield script("a window of two", 3, 4, 8, 2)
     yield script("one of each", 1, 1, 7, 3, "batch of one")
     yield script("float64", 2, 2, 8, 3, "float64", torch.float64)
+    # Both ends are keys, and are inside. Whether |j - p| < W or <= W makes no difference here: both are too wide.
+    middle = {"scores": inputs.normal(2, 3, 5, spread=1.5), "centre": torch.full((2, 3), 2.0), "window": 3}
+    yield _script("the window is the sentence", middle)
 
 
 LOCAL_WEIGHTS = Exercise(
@@ -554,8 +557,11 @@ STRAIGHT_THROUGH = Exercise(
 
 
 def _by_loops(query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
-    rows = [[[q @ weight @ k for k in keys[b]] for q in query[b]] for b in range(len(query))]
-    return torch.stack([torch.stack([torch.stack(row) for row in batch]) for batch in rows])
+    scores = query.new_empty(len(query), query.shape[1], keys.shape[1])
+    for b in range(scores.shape[0]):
+        for i in range(scores.shape[1]):
+            scores[b, i] = keys[b] @ (query[b, i] @ weight)
+    return scores
 
 
 def _by_einsum(query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:

@@ -1,18 +1,20 @@
 """Judge a learner's test by the implementations that it accepts and rejects."""
 
 import random
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from attncourse.checks import compute
-from attncourse.checks.judge import Verdict
+from attncourse.checks.judge import Verdict, error_text
 from attncourse.checks.script import Outcome
 from attncourse.checks.spec import Misconception, ReverseExercise
 
 MAX_AXIS, MAX_NUMBERS = 64, 20_000  # of what a test may give to a candidate
+MAX_CALLS = 200  # of one candidate by one run of a test
 
 
 @dataclass(frozen=True)
@@ -24,22 +26,47 @@ class Candidate:
     mistake: Misconception | None
 
 
-def candidates(exercise: ReverseExercise, seed: int) -> list[Candidate]:
-    """All implementations, right and wrong, in an order that depends on the seed."""
+def candidates(exercise: ReverseExercise, seed: int | str, copies: int = 1) -> list[Candidate]:
+    """All implementations, the wrong ones `copies` times, in an order that depends on the seed."""
     found = [Candidate(name, implementation, None) for name, implementation in exercise.right.items()]
     for mistake in exercise.misconceptions:
-        found.append(Candidate(mistake.name, exercise.faulty(frozenset([mistake.name])), mistake))
+        found += [Candidate(mistake.name, exercise.faulty(frozenset([mistake.name])), mistake)] * copies
     random.Random(f"{exercise.id} {seed}").shuffle(found)
     return found
 
 
-def call(candidate: Candidate, arguments: Sequence[Any]) -> Any:
+def exam_candidates(exercise: ReverseExercise) -> list[Candidate]:
+    """The implementations as grading asks about them, one after the other, in an order that nobody can know.
+
+    Every wrong one comes as often as right ones come in all, and counts as found when it is rejected each time: so
+    neither guessing, nor counting, nor taking what comes most often for right gives points.
+    """
+    return candidates(exercise, secrets.token_hex(), copies=len(exercise.right))
+
+
+def trial(candidate: Candidate) -> Callable[..., Any]:
+    """The candidate as one run of a test may call it, a limited number of times."""
+    left = MAX_CALLS
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise compute.CandidateRaised(f"a test may call an implementation {MAX_CALLS} times, not more")
+        return _call(candidate, arguments, named)
+
+    return call
+
+
+def _call(candidate: Candidate, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
     """Run a candidate on copies of a test's arguments. Raises CandidateRaised for whatever it raises.
 
-    The arguments may come from an untrusted process: plain values and tensors of limited size pass, nothing else.
+    It says the same of every candidate: an error's own words would tell which it is. The arguments may come from an
+    untrusted process: plain values and tensors of limited size pass, nothing else.
     """
-    tensors = [value for value in arguments if isinstance(value, Tensor)]
-    plain = [value for value in arguments if not isinstance(value, Tensor)]
+    values = [*arguments, *named.values()]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    plain = [value for value in values if not isinstance(value, Tensor)]
     if not all(value is None or (isinstance(value, (bool, int, float)) and abs(value) < 1e6) for value in plain):
         raise compute.CandidateRaised("inputs must be tensors, numbers or None")
     if any(max(t.shape, default=0) > MAX_AXIS for t in tensors) or sum(t.numel() for t in tensors) > MAX_NUMBERS:
@@ -47,40 +74,45 @@ def call(candidate: Candidate, arguments: Sequence[Any]) -> Any:
             f"inputs are limited to {MAX_AXIS} along an axis and {MAX_NUMBERS} numbers in all"
         )
     try:
-        return candidate.implementation(*(v.detach().clone() if isinstance(v, Tensor) else v for v in arguments))
-    except Exception as error:
-        raise compute.CandidateRaised(f"{type(error).__name__}: {error}") from None
+        return candidate.implementation(*map(_copy, arguments), **{name: _copy(v) for name, v in named.items()})
+    except Exception:
+        given = ", ".join(str(tuple(value.shape)) if isinstance(value, Tensor) else str(value) for value in values)
+        raise compute.CandidateRaised(f"the implementation raised an error when called with {given}") from None
 
 
-def run_here(exercise: ReverseExercise, test: Callable, seed: int) -> list[Outcome]:
-    """Run a test on all candidates in this process: for the instant check."""
-    return [
-        compute.run_test(test, lambda *arguments, candidate=candidate: call(candidate, arguments))
-        for candidate in candidates(exercise, seed)
-    ]
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def judge(exercise: ReverseExercise, seed: int, outcomes: Sequence[Outcome]) -> Verdict:
+def evaluate(exercise: ReverseExercise, test: Callable) -> Verdict:
+    """Run a test on all candidates in this process, and judge it: the instant check."""
+    asked = candidates(exercise, 0)
+    return judge(exercise, asked, [compute.run_test(test, trial(candidate)) for candidate in asked])
+
+
+def not_attempted(outcome: Outcome) -> bool:
+    return outcome.failure is not None and outcome.failure.type == "NotImplementedError"
+
+
+def judge(exercise: ReverseExercise, asked: Sequence[Candidate], outcomes: Sequence[Outcome]) -> Verdict:
     """Full points for a test that rejects every wrong implementation and accepts every right one.
 
     A test that accepts all right ones gets its share of the points for the wrong ones it rejects; a test that
     rejects a right one gets none, since rejecting everything would otherwise pay.
     """
-    pairs = list(zip(candidates(exercise, seed), outcomes, strict=True))
-    if any(outcome.failure and outcome.failure.type == "NotImplementedError" for outcome in outcomes):
+    if not_attempted(outcomes[0]):
         return Verdict(exercise, "not attempted", "Not attempted yet.")
+    pairs = list(zip(asked, outcomes, strict=True))
     # A test may stumble over a wrong implementation, and so rejects it; over a right one it must not.
     failures = [outcome.failure for candidate, outcome in pairs if outcome.failure and candidate.mistake is None]
     if failures:
-        first = failures[0]
-        where = f" in line {first.line} of the cell, `{first.code}`" if first.line and first.code else ""
-        return Verdict(
-            exercise,
-            "raised",
-            f"On a right implementation your test failed itself{where}: {first.type}: {first.message}",
-        )
+        where = f" in line {failures[0].line} of the cell, `{failures[0].code}`" if failures[0].code else ""
+        error = error_text(failures[0]).removeprefix("CandidateRaised: ")
+        text = f"On a right implementation your test failed itself{where}: {error}."
+        return Verdict(exercise, "raised", text)
     rejected = [candidate.name for candidate, outcome in pairs if candidate.mistake is None and not outcome.accepted]
-    missed = tuple(candidate.mistake for candidate, outcome in pairs if candidate.mistake and outcome.accepted)
+    accepted = {candidate.name for candidate, outcome in pairs if outcome.accepted}
+    missed = tuple(mistake for mistake in exercise.misconceptions if mistake.name in accepted)
     n_wrong = len(exercise.misconceptions)
     if rejected:
         text = (

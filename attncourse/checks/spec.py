@@ -72,6 +72,10 @@ class Task:
     points: int
     given: tuple[str, ...] = field(default=(), kw_only=True)
 
+    def variant(self, name: str) -> "Task":
+        """This exercise under the convention called `name`."""
+        raise ValueError(f"{self.id} has no variant {name!r}; it has none")
+
 
 @dataclass(frozen=True)
 class Exercise(Task):

@@ -286,13 +286,13 @@ SOFTMAX = Exercise(
 # --- padding_mask -----------------------------------------------------------------------------------------------
 
 
-def padding_mask(lengths: Tensor, S: int) -> Tensor:
+def mask_from_lengths(lengths: Tensor, S: int) -> Tensor:
     positions = torch.arange(S)  # (S,)
     return positions < lengths[:, None]  # (B, S)
 
 
 def faulty_padding_mask(wrong: frozenset[str]) -> Callable:
-    def padding_mask(lengths, S):
+    def mask_from_lengths(lengths, S):
         positions = torch.arange(S)
         if "one_too_many" in wrong:
             positions = positions - 1
@@ -317,7 +317,7 @@ def faulty_padding_mask(wrong: frozenset[str]) -> Callable:
             mask = mask.mT
         return mask[:, None] if "query_axis" in wrong else mask
 
-    return padding_mask
+    return mask_from_lengths
 
 
 def padding_mask_scripts(seed: int) -> Iterator[Script]:
@@ -336,14 +336,14 @@ def padding_mask_scripts(seed: int) -> Iterator[Script]:
 
 PADDING_MASK = Exercise(
     id="start/padding_mask",
-    defines="padding_mask",
+    defines="mask_from_lengths",
     title="Make a mask from the lengths of sentences",
     chapter=CHAPTER,
     difficulty=1,
     minutes=5,
     points=1,
     scripts=padding_mask_scripts,
-    reference=padding_mask,
+    reference=mask_from_lengths,
     faulty=faulty_padding_mask,
     outputs=(Output("mask", "B S"),),
     properties=(

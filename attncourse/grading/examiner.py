@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +18,10 @@ from torch import Tensor
 
 from attncourse.checks import compute, exercises, reverse
 from attncourse.checks.judge import Question, Verdict, ask, judge
-from attncourse.checks.script import Failure, Outcome, Reply, Result, Script
+from attncourse.checks.script import Call, Failure, Outcome, Reply, Result, Script
 from attncourse.checks.spec import Exercise, ReverseExercise, Task
 from attncourse.grading import isolation, stub, wire
 
-MAX_CALLS = 2_000  # of implementations by one test
 FIRST_UID = 61_000  # each submission runs as a user of its own, from here up
 
 
@@ -159,8 +158,8 @@ class Child:
             while True:
                 reply = self._receive(min(end, time.monotonic() + times.cell))
                 if "errors" in reply:
-                    return reply
-                at = int(reply.get("cell", at))
+                    return _cell_reply(reply)
+                at = reply["cell"] if isinstance(reply.get("cell"), int) else at
         except Died as died:
             died.cell = at
             raise
@@ -172,29 +171,27 @@ class Child:
             {"do": "script", "name": exercise.defines, "candidate": candidate, "script": script, "forbidden": forbidden}
         )
         reply = self._receive(deadline).get("reply")
-        if not _well_formed(reply, len(script.calls)):
+        if not _well_formed(reply, script.calls):
             raise Died("it wrote to the examiner's channel")
         return reply
 
-    def run_test(self, exercise: ReverseExercise, candidate: int, seed: int, deadline: float) -> list[Outcome]:
-        """What a learner's test says of each implementation, which it calls by way of this process."""
-        implementations = reverse.candidates(exercise, seed)
-        n = len(implementations)
-        self.request({"do": "test", "name": exercise.defines, "candidate": candidate, "implementations": n})
-        for _ in range(MAX_CALLS):
+    def run_test(
+        self, exercise: ReverseExercise, candidate: int, implementation: Callable, deadline: float
+    ) -> Outcome:
+        """What a learner's test says of one implementation, which it calls by way of this process."""
+        self.request({"do": "test", "name": exercise.defines, "candidate": candidate})
+        while True:
             reply = self._receive(deadline)
-            outcomes = reply.get("outcomes")
-            if isinstance(outcomes, list) and len(outcomes) == n and all(map(_is_outcome, outcomes)):
-                return outcomes
-            k, arguments = reply.get("implementation"), reply.get("arguments")
-            if not (isinstance(k, int) and 0 <= k < n and isinstance(arguments, tuple)):
+            if _is_outcome(reply.get("outcome")):
+                return reply["outcome"]
+            arguments, named = reply.get("arguments"), reply.get("named")
+            if not (isinstance(arguments, tuple) and isinstance(named, dict)):
                 raise Died("it wrote to the examiner's channel")
             try:
-                answer = {"returned": reverse.call(implementations[k], arguments)}
+                answer = {"returned": implementation(*arguments, **named)}
             except compute.CandidateRaised as error:
                 answer = {"raised": str(error)[:200]}
             self.request(answer)
-        raise Died(f"it called the implementations more than {MAX_CALLS} times")
 
     def stop(self) -> None:
         """Kill the child and everything it started."""
@@ -203,21 +200,44 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
 
 
-def _well_formed(reply: object, n_calls: int) -> bool:
-    """Whether a reply that may be forged has the types of a real one to a script of `n_calls` calls."""
-    if not isinstance(reply, Reply) or not isinstance(reply.results, tuple):
+def _cell_reply(reply: dict) -> dict:
+    """What running the cells gave, of the right types even if it is forged."""
+    errors, candidates = reply["errors"], reply.get("candidates")
+    if not isinstance(errors, dict) or not isinstance(candidates, dict):
+        raise Died("it wrote to the examiner's channel")
+    return {
+        "errors": {int(i): str(text)[-500:] for i, text in errors.items() if i.isdecimal() and len(i) < 6},
+        "candidates": {name: n for name, n in candidates.items() if isinstance(n, int)},
+    }
+
+
+def _well_formed(reply: object, calls: Sequence[Call]) -> bool:
+    """Whether a reply that may be forged is made like a real one to these calls."""
+    if not isinstance(reply, Reply) or not isinstance(reply.results, tuple) or not _is_failure(reply.failure):
         return False
-    if len(reply.results) > n_calls or (len(reply.results) < n_calls and reply.failure is None):
+    if len(reply.results) > len(calls) or (len(reply.results) < len(calls) and reply.failure is None):
         return False
-    return _is_failure(reply.failure) and all(
+    return all(map(_is_result, reply.results, calls))
+
+
+def _is_result(result: object, call: Call) -> bool:
+    """Whether this is made of tensors, those of gradients and inputs like the arguments they belong to."""
+    return (
         isinstance(result, Result)
         and isinstance(result.type, str)
         and isinstance(result.outputs, tuple)
         and all(isinstance(output, Tensor) for output in result.outputs)
-        and all(isinstance(gradient, Tensor | None) for gradient in result.gradients.values())
-        and all(isinstance(after, Tensor) for after in result.inputs.values())
-        for result in reply.results
+        and isinstance(result.gradients, dict)
+        and isinstance(result.inputs, dict)
+        and all(g is None or _is_like(g, call.arguments.get(name)) for name, g in result.gradients.items())
+        and all(_is_like(after, call.arguments.get(name)) for name, after in result.inputs.items())
     )
+
+
+def _is_like(tensor: object, argument: object) -> bool:
+    if not isinstance(tensor, Tensor) or not isinstance(argument, Tensor):
+        return False
+    return tensor.shape == argument.shape and tensor.dtype == argument.dtype
 
 
 def _is_failure(failure: object) -> bool:
@@ -249,7 +269,7 @@ def grade(cells: Sequence[str], exam: Exam, workers: Workers, times: Times | Non
         child = workers.start()
         try:
             ran = child.run_cells(cells, skip, names, times)
-            errors |= {int(i): text for i, text in ran["errors"].items()}
+            errors |= ran["errors"]
             while left:
                 exercise = left[0]
                 verdicts[exercise.id] = _grade_one(child, exam, exercise, ran["candidates"], errors, times)
@@ -281,20 +301,30 @@ def _grade_one(
 ) -> Verdict:
     """The verdict on the latest definition that was attempted: a doubled, empty copy of a cell changes nothing."""
     count = candidates.get(exercise.defines, 0)
-    if not isinstance(count, int) or count < 1:
+    if count < 1:
         why = f" Cells that raised: {'; '.join(f'{i}: {text}' for i, text in sorted(errors.items()))}" if errors else ""
         return Verdict(exercise, "not attempted", f"The notebook defines no `{exercise.defines}`.{why}")
     deadline = time.monotonic() + times.exercise
     for candidate in range(min(count, 20)):
         if isinstance(exercise, ReverseExercise):
-            seed = exam.seeds[0]
-            verdict = reverse.judge(exercise, seed, child.run_test(exercise, candidate, seed, deadline))
+            verdict = _judge_test(child, exercise, candidate, deadline)
         else:
             question = exam.questions[exercise.id]
             verdict = judge(exercise, question, _replies(child, exercise, candidate, question, deadline))
         if verdict.kind != "not attempted":
             break
     return verdict
+
+
+def _judge_test(child: Child, exercise: ReverseExercise, candidate: int, deadline: float) -> Verdict:
+    """The verdict on a test. It sees one implementation at a time, and answers before it sees the next."""
+    asked = reverse.exam_candidates(exercise)
+    outcomes: list[Outcome] = []
+    for implementation in asked:
+        outcomes.append(child.run_test(exercise, candidate, reverse.trial(implementation), deadline))
+        if reverse.not_attempted(outcomes[0]):
+            break
+    return reverse.judge(exercise, asked, outcomes)
 
 
 def _replies(child: Child, exercise: Exercise, candidate: int, question: Question, deadline: float) -> list[Reply]:

@@ -35,6 +35,8 @@ def to_text(grade: Grade) -> str:
     for verdict in grade.verdicts:
         mark, heading = HEADINGS[verdict.kind]
         found = " and ".join(mistake.title for mistake in verdict.mistakes) or heading
+        if verdict.kind == "misses":
+            found = f"lets through: {'; '.join(mistake.title for mistake in verdict.mistakes)}"
         points = f"{verdict.points}/{verdict.exercise.points}"
         lines.append(f"  {mark} {verdict.exercise.id:<{width}}  {points:>5}  {found}")
     for i, text in sorted(grade.cell_errors.items()):

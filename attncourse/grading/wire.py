@@ -117,9 +117,20 @@ class _Blobs:
         flat = torch.frombuffer(bytearray(self.data[self.at : self.at + size]), dtype=dtype) if size else None
         self.at += size
         tensor = torch.empty(shape, dtype=dtype) if flat is None else flat.view(shape)
-        if list(tensor.stride()) == stride or sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) >= count:
+        if list(tensor.stride()) == stride or not _is_dense(shape, stride):
             return tensor
         return torch.empty_strided(shape, stride, dtype=dtype).copy_(tensor)
+
+
+def _is_dense(shape: list[int], stride: list[int]) -> bool:
+    """Whether the elements fill their memory without gaps, and no two share a place: a permutation of axes."""
+    expected = 1
+    for step, n in sorted(zip(stride, shape, strict=True)):
+        if n != 1:
+            if step != expected:
+                return False
+            expected *= n
+    return True
 
 
 def _rebuild(value: Any, blobs: _Blobs, depth: int) -> Any:

@@ -12,7 +12,6 @@ import socket
 import sys
 import tempfile
 import traceback
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +145,16 @@ class _Runner:
             return {"reply": compute.Reply((), raise_own)}
         return {"reply": compute.run(target, script, forbidden)}
 
-    def _do_test(self, name: str, candidate: int, implementations: int) -> dict:
-        """Run the candidate-th latest definition of `name`, a test, on so many implementations of the examiner's."""
-        test = self.candidates[name][-1 - candidate]
-        return {"outcomes": [compute.run_test(test, partial(self._ask, k)) for k in range(implementations)]}
+    def _do_test(self, name: str, candidate: int) -> dict:
+        """Run the candidate-th latest definition of `name`, a test, on the implementation that the examiner holds."""
+        return {"outcome": compute.run_test(self.candidates[name][-1 - candidate], self._ask)}
 
-    def _ask(self, k: int, *arguments: Any) -> Any:
-        """What the k-th implementation returns: the examiner runs it, this process never has it."""
-        wire.send(self.channel, {"implementation": k, "arguments": arguments})
+    def _ask(self, *arguments: Any, **named: Any) -> Any:
+        """What the implementation under test returns: the examiner runs it, this process never has it."""
+        try:
+            wire.send(self.channel, {"arguments": arguments, "named": named})
+        except wire.ProtocolError as error:
+            raise compute.CandidateRaised(f"inputs must be tensors, numbers or None: {error}") from None
         answer = wire.receive(self.channel)
         if "raised" in answer:
             raise compute.CandidateRaised(answer["raised"])

@@ -9,12 +9,14 @@ import json
 import os
 import platform
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import cache
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,14 +89,21 @@ def train_translator(
     torch.manual_seed(seed)
     sizes = {"embed_dim": settings.embed_dim, "hidden_dim": settings.hidden_dim, "attention": settings.attention}
     model = Translator(len(vocabulary("en")), len(vocabulary(pairs.language)), **sizes).to(device)
+    label = "with attention" if settings.attention else "fixed vector"
+    options = {"steps": settings.steps, "lr": settings.lr, "progress": progress, "label": label}
+    return model, fit(model, pairs, seed, batch_size=settings.batch_size, device=device, **options)
+
+
+def fit(
+    model: Translator, pairs: Pairs, seed: int, *, steps: int, batch_size: int, device: str = "cpu", **options: Any
+) -> History:
+    """Train `model` on `pairs.train`; `seed` decides the order of the sentences. `options` go to `train`."""
 
     def loss_fn(model: Translator, step: int) -> Tensor:
-        rows = torch.randint(len(pairs.train.source), (settings.batch_size,), generator=seeded(seed, step))
+        rows = torch.randint(len(pairs.train.source), (batch_size,), generator=seeded(seed, step))
         return translation_loss(model, pairs.train.take(rows).to(device))
 
-    label = "with attention" if settings.attention else "fixed vector"
-    history = train(model, loss_fn, settings.steps, lr=settings.lr, seed=seed, progress=progress, label=label)
-    return model, history
+    return train(model, loss_fn, steps, seed=seed, **options)
 
 
 def load_german() -> tuple[Translator, dict]:
@@ -122,24 +131,39 @@ def run(
     from other data, or with other settings or versions, is made again.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "bahdanau.json"
-    kept = json.loads(path.read_text())["runs"] if path.exists() else {}
-    made: dict[str, dict] = {}
+    planned = {}
     for name, (settings, languages) in runs.items():
         for language, seed in product(languages, seeds):
-            pairs, key = load_pairs(language, **data), f"{language}/{name}/{seed}"
             made_from = {"language": language, "model": name, "seed": seed, "settings": asdict(settings)}
-            made_from |= {"data": pairs.provenance(), "environment": environment(device)}
-            old = kept.get(key, {})
-            if all(old.get(field) == value for field, value in made_from.items()):
-                made[key], verb = old, "kept"
-            else:
-                made[key], verb = made_from | _one_run(pairs, settings, device, out, made_from), "done"
-            _write_json(path, {"runs": kept | made})
-            print(f"{key}: {verb}, exact {made[key]['exact']:.3f}, {made[key]['seconds']} s", flush=True)
-    _write_json(path, {"runs": made})  # without what no longer belongs to the experiment
-    return {"runs": made}
+            made_from |= {"data": load_pairs(language, **data).provenance(), "environment": environment(device)}
+            planned[f"{language}/{name}/{seed}"] = made_from
+
+    def make(key: str, made_from: dict) -> dict:
+        settings = runs[made_from["model"]][0]
+        return _one_run(load_pairs(made_from["language"], **data), settings, device, out, made_from)
+
+    return {"runs": keep_or_make(out / "bahdanau.json", planned, make)}
+
+
+def keep_or_make(path: Path, planned: dict[str, dict], make: Callable[[str, dict], dict]) -> dict[str, dict]:
+    """The runs `planned` (key -> what it is made from), written to `path` under "runs" as they are done.
+
+    A run that stands there and was made from the same is kept; the others are `make(key, made_from)`, and what
+    no longer belongs to the plan is dropped at the end. Everything else in the file stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.loads(path.read_text()) if path.exists() else {}
+    kept, made = content.get("runs", {}), {}
+    for key, made_from in planned.items():
+        old = kept.get(key, {})
+        if all(old.get(field) == value for field, value in made_from.items()):
+            made[key], verb = old, "kept"
+        else:
+            made[key], verb = made_from | make(key, made_from), "done"
+        write_json(path, content | {"runs": kept | made})
+        print(f"{key}: {verb}, exact {made[key]['exact']:.3f}, {made[key]['seconds']} s", flush=True)
+    write_json(path, content | {"runs": made})
+    return made
 
 
 def _one_run(pairs: Pairs, settings: Settings, device: str, out: Path, made_from: dict) -> dict:
@@ -158,13 +182,14 @@ def _one_run(pairs: Pairs, settings: Settings, device: str, out: Path, made_from
         file = out / "bahdanau_alignments.json"
         shown = json.loads(file.read_text()) if file.exists() else {}
         shown[language] = {**made_from, "alignments": [alignment(model, n, language) for n in SHOWN]}
-        _write_json(file, shown)
+        write_json(file, shown)
         if language == "de":
             save_translator(model, out / "bahdanau_de.safetensors", {**made_from, "date": record["date"]})
     return record
 
 
-def _write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
+    """Write `content`, lists of plain values on one line each, so that an interruption leaves the last whole file."""
     part = path.with_name(path.name + ".part")
     text = json.dumps(content, ensure_ascii=False, indent=1)
     text = re.sub(r"\[\s+([^][{}]*?)\s+\]", _one_line, text)  # lists of plain values

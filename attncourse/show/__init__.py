@@ -10,16 +10,24 @@ from attncourse.show.html import Output
 from attncourse.show.pieces import alignment
 from attncourse.show.recall import predict, questions
 from attncourse.show.tables import comparison, table
+from attncourse.show.vectors import scores
+from attncourse.show.widgets import Choice, Slider, live, live_score, live_temperature
 
 __all__ = [
     "MARKS",
     "PALETTE",
+    "Choice",
     "Output",
+    "Slider",
     "alignment",
     "comparison",
     "figure",
+    "live",
+    "live_score",
+    "live_temperature",
     "predict",
     "questions",
+    "scores",
     "source",
     "style",
     "table",

@@ -27,17 +27,28 @@ class Output:
         return {"text/plain": self.text, "text/html": self.html}
 
 
-def fragment(body: str, *, kind: str, piece: str | None = None, script: str | None = None, data: Any = None) -> str:
+def fragment(
+    body: str,
+    *,
+    kind: str,
+    piece: str | None = None,
+    script: str | None = None,
+    data: Any = None,
+    styles: Sequence[str] = (),
+) -> str:
     """The HTML of one output: its styles, `body`, and for an interactive `piece` its JSON and its scripts.
 
-    kind: CSS class `ac-<kind>` of the root. script: the file in `static/` that registers the piece. The library
-    is repeated in each output, because each of Colab's outputs is a document of its own; it defines itself once.
+    kind: CSS class `ac-<kind>` of the root. script: the file in `static/` that registers the piece. styles: files
+    that only this kind of output needs. The library is repeated in each output, because each of Colab's outputs is a
+    document of its own; it defines itself once.
     """
     if piece is None:
-        return f'<div class="ac ac-{kind}"><style>{static("course.css")}</style>{body}</div>'
+        css = "".join(map(static, ("course.css", *styles)))
+        return f'<div class="ac ac-{kind}"><style>{css}</style>{body}</div>'
+    css = "".join(map(static, ("course.css", "pieces.css", *styles)))
     return (
         f'<div class="ac ac-piece ac-{kind}" data-ac="{piece}" data-lm-suppress-shortcuts="true">'
-        f"<style>{static('course.css')}{static('pieces.css')}</style>{body}"
+        f"<style>{css}</style>{body}"
         f'<script type="application/json">{to_json(data)}</script></div>'
         f"<script>{static('course.js')}{static(script)}</script>"
     )

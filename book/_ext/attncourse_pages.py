@@ -45,7 +45,7 @@ class ChecksMatrix(SphinxDirective):
 
 def matrix_markdown(matrix):
     """Markdown for the page of checks: totals, one row for each exercise, then every misconception."""
-    exercises = matrix["exercises"]
+    exercises = [exercise for exercise in matrix["exercises"] if "reverse" not in exercise]
     known = [misconception for exercise in exercises for misconception in exercise["misconceptions"]]
     rows = [
         "## Results",
@@ -69,12 +69,34 @@ def matrix_markdown(matrix):
             f"{rewritings['passed']} of {rewritings['total']}",
         ]
         rows.append(row(cells))
+    rows += tests_markdown([exercise for exercise in matrix["exercises"] if "reverse" in exercise])
     for exercise in exercises:
         rows += ["", f"## {exercise['title']}", "", f"`{exercise['id']}`", ""]
         rows += ["| misconception | caught | named first |", "| --- | --- | --- |"]
         for known in exercise["misconceptions"]:
             rows.append(row([known.get("title", known["name"]), yes(known["caught"]), yes(known["named"])]))
     return "\n".join(rows)
+
+
+def tests_markdown(exercises):
+    """A table of the exercises in which the learner writes the test; nothing when there is none."""
+    if not exercises:
+        return []
+    rows = [
+        "",
+        "Where the learner writes the test, tests of known quality are judged: good ones pass, lax ones are told what "
+        "they let through, and ones that reject a right implementation are told so.",
+        "",
+        "| exercise | right implementations | wrong ones | good tests pass | lax tests told | strict tests told |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for exercise in exercises:
+        numbers = exercise["reverse"]
+        good, lax, strict = numbers["good_tests"], numbers["lax_tests"], numbers["strict_tests"]
+        cells = [f"{exercise['title']} (`{exercise['id']}`)", str(numbers["right"]), str(numbers["wrong"])]
+        cells += [f"{good['passed']} of {good['total']}", f"{lax['told']} of {lax['total']}"]
+        rows.append(row([*cells, f"{strict['told']} of {strict['total']}"]))
+    return rows
 
 
 def count(items, key):
@@ -110,10 +132,10 @@ class AuthorYear(BaseLabelStyle):
 
 
 class ByYear(BaseSortingStyle):
-    """Oldest first; within a year, by the number of the preprint."""
+    """Oldest first; within a year, by the number of the preprint, where there is one."""
 
     def sorting_key(self, entry):
-        return entry.fields["year"], entry.fields["eprint"]
+        return entry.fields["year"], entry.fields.get("eprint", "")
 
 
 class CourseStyle(Style):

@@ -16,7 +16,7 @@ import attncourse
 from attncourse.checks import CHAPTERS, Verdict, compute, evaluate, exercise, exercises
 from attncourse.checks.judge import Question, _same, ask, judge
 from attncourse.checks.script import Call, Reply
-from attncourse.checks.spec import Exercise
+from attncourse.checks.spec import Exercise, ReverseExercise
 from tests.checks import mechanical
 from tests.checks.mutants import Answers
 
@@ -78,6 +78,17 @@ def forms(id: str) -> dict[str, tuple[str | None, Verdict]]:
     return {words: (name, evaluate(id, answer)) for (of, words), (name, answer) in table.items() if of == id}
 
 
+@cache
+def learners_tests(id: str) -> dict[str, dict[str, Verdict]]:
+    """The verdicts on learners' tests, where those are the answer: "good", "lax" and "strict" ones, by their words."""
+    table = answers(id.split("/")[0])
+    kinds = {"good": table.good, "lax": {key: test for key, (_, test) in table.lax.items()}, "strict": table.strict}
+    return {
+        kind: {words: evaluate(id, test) for (of, words), test in group.items() if of == id}
+        for kind, group in kinds.items()
+    }
+
+
 @dataclass(frozen=True)
 class Pair:
     names: frozenset[str]
@@ -135,6 +146,8 @@ def killed(id: str, mutant: mechanical.Mutant) -> bool:
 def row(id: str) -> dict[str, Any]:
     """All numbers of one exercise."""
     spec = exercise(id)
+    if isinstance(spec, ReverseExercise):
+        return {"id": id, "title": spec.title, "reverse": reverse_row(spec)}
     total, survived = survivors(id)
     explained = sum((id, mutant) in mechanical.EQUIVALENT for mutant in survived)
     verdicts = misconceptions(id)
@@ -164,10 +177,27 @@ def row(id: str) -> dict[str, Any]:
     }
 
 
+def reverse_row(spec: ReverseExercise) -> dict[str, Any]:
+    """The numbers of an exercise whose answer is a test: how many tests of each kind get what they should."""
+    verdicts, lax = learners_tests(spec.id), answers(spec.id.split("/")[0]).lax
+    told = [{m.name for m in verdict.mistakes} == lax[spec.id, words][0] for words, verdict in verdicts["lax"].items()]
+    return {
+        "right": len(spec.right),
+        "wrong": len(spec.misconceptions),
+        "good_tests": {"total": len(verdicts["good"]), "passed": sum(v.passed for v in verdicts["good"].values())},
+        "lax_tests": {"total": len(told), "told": sum(told)},
+        "strict_tests": {
+            "total": len(verdicts["strict"]),
+            "told": sum(verdict.kind == "too strict" for verdict in verdicts["strict"].values()),
+        },
+    }
+
+
 @cache
 def matrix() -> dict[str, Any]:
     """The whole matrix, in the order of the book."""
-    rows = [row(spec.id) for chapter in CHAPTERS for spec in exercises(chapter)]
+    every = [row(spec.id) for chapter in CHAPTERS for spec in exercises(chapter)]
+    rows = [row for row in every if "reverse" not in row]
     known = [misconception for row in rows for misconception in row["misconceptions"]]
     totals = {
         "misconceptions": len(known),
@@ -181,7 +211,7 @@ def matrix() -> dict[str, Any]:
         "explained": sum(row["mechanical"]["explained"] for row in rows),
         "rewritings": sum(row["rewritings"]["total"] for row in rows),
     }
-    return {"exercises": rows, "totals": totals}
+    return {"exercises": every, "totals": totals}
 
 
 def text() -> str:
@@ -196,7 +226,7 @@ def main() -> None:
     print(f"wrote {PATH}")
     for name, number in matrix()["totals"].items():
         print(f"  {name:15} {number}")
-    for id in (row["id"] for row in matrix()["exercises"]):
+    for id in (row["id"] for row in matrix()["exercises"] if "reverse" not in row):
         for words, (name, verdict) in forms(id).items():
             names = ", ".join(mistake.name for mistake in verdict.mistakes) or "not named"
             print(f"  {id}, another form: {words}: {verdict.kind}, {names}{f' (a form of {name})' if name else ''}")

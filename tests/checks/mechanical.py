@@ -16,9 +16,14 @@ from typing import Any
 
 from attncourse import attention, bahdanau
 from attncourse.checks import bahdanau as exercises
+from attncourse.checks import luong, start
 
 # What is mutated for each exercise: the reference, or the functions and methods of it that a learner writes.
 PARTS: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
+    "start/pair_scores": ((start.pair_scores, ()),),
+    "start/softmax": ((start.softmax_with_temperature, ()),),
+    "start/padding_mask": ((start.mask_from_lengths, ()),),
+    "start/head_contexts": ((start.head_contexts, ()),),
     "bahdanau/additive_score": ((exercises.additive_score, ()),),
     "bahdanau/masked_softmax": ((exercises.masked_softmax, ()),),
     "bahdanau/context_vector": ((exercises.context_vector, ()),),
@@ -29,9 +34,42 @@ PARTS: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
         (attention.masked_softmax, ()),
     ),
     "bahdanau/decoder": ((exercises.AttentionDecoder, ("begin", "step")),),
+    "luong/general_score": ((luong.general_score, ()),),
+    "luong/concat_score": ((luong.concat_score, ()),),
+    "luong/attentional_vector": ((luong.attentional_vector, ()),),
+    "luong/local_weights": ((luong.local_weights, ()),),
+    "luong/straight_through": ((luong.straight_through, ()),),
 }
 
 EQUIVALENT: dict[tuple[str, str], str] = {
+    (
+        "start/softmax",
+        "softmax_with_temperature: exponentials = torch.exp(scaled - scaled.amax(-1, keepdim=True)) -> "
+        "exponentials = torch.exp(scaled)",
+    ): "only advice: the division cancels what is subtracted; without it large scores overflow",
+    (
+        "start/softmax",
+        "softmax_with_temperature: exponentials = torch.exp(scaled - scaled.amax(-1, keepdim=True)) -> "
+        "exponentials = torch.exp(scaled + scaled.amax(-1, keepdim=True))",
+    ): "only advice: the division cancels what is added; large scores overflow sooner",
+    (
+        "start/softmax",
+        "softmax_with_temperature: exponentials = torch.exp(scaled - scaled.amax(-1, keepdim=True)) -> "
+        "exponentials = torch.exp(scaled - -1)",
+    ): "only advice: the division cancels any constant; this one does not keep large scores from overflowing",
+    (
+        "start/softmax",
+        "softmax_with_temperature: exponentials = torch.exp(scaled - scaled.amax(-1, keepdim=True)) -> "
+        "exponentials = torch.exp(scaled - scaled.amax(keepdim=True))",
+    ): "only advice: any number may be subtracted from a row; the largest of all rows makes low rows underflow",
+    (
+        "start/head_contexts",
+        "head_contexts: by_head = weights @ values.transpose(1, 2) -> by_head = weights @ values.transpose(2, 1)",
+    ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
+    (
+        "start/head_contexts",
+        "head_contexts: return by_head.transpose(1, 2) -> return by_head.transpose(2, 1)",
+    ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
     (
         "bahdanau/additive_score",
         "additive_score: hidden = torch.tanh(projected_query[:, :, None, :] + projected_keys[:, None, :, :]) -> "
@@ -95,6 +133,49 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "bahdanau/decoder",
         "AttentionDecoder.step: return (self.state, weights[:, 0]) -> return (self.state, weights[:, -1])",
     ): "there is one query, so the first row of weights is the last",
+    (
+        "luong/general_score",
+        "general_score: return query @ weight @ keys.transpose(1, 2) -> "
+        "return query @ weight @ keys.transpose(2, 1)",
+    ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
+    (
+        "luong/local_weights",
+        "local_weights: distance = torch.arange(scores.shape[-1]).to(scores) - centre[..., None] -> "
+        "distance = centre[..., None] - torch.arange(scores.shape[-1]).to(scores)",
+    ): "only the distance's size and its square are used",
+    (
+        "luong/local_weights",
+        "local_weights: distance = torch.arange(scores.shape[-1]).to(scores) - centre[..., None] -> "
+        "distance = torch.arange(scores.shape[-1]) - centre[..., None]",
+    ): "whole numbers minus the centre take the centre's dtype, which is that of the scores",
+    (
+        "luong/local_weights",
+        "local_weights: distance = torch.arange(scores.shape[-1]).to(scores) - centre[..., None] -> "
+        "distance = torch.arange(scores.shape[-1]).to(centre) - centre[..., None]",
+    ): "scores and centre have one dtype",
+    (
+        "luong/local_weights",
+        "local_weights: weights = scores.masked_fill(~near, float('-inf')).softmax(-1) -> "
+        "weights = scores.masked_fill(~near, float('-1e9')).softmax(-1)",
+    ): "there is always a key inside, beside which exp(-1e9) is exactly 0",
+    (
+        "luong/local_weights",
+        "local_weights: sigma = (window - 1) / 2 -> sigma = (1 - window) / 2",
+    ): "only the square of sigma is used",
+    (
+        "luong/local_weights",
+        "local_weights: return weights * torch.exp(-distance ** 2 / (2 * sigma ** 2)) -> "
+        "return torch.exp(-distance ** 2 / (2 * sigma ** 2)) * weights",
+    ): "a product does not depend on the order of its factors",
+    (
+        "luong/local_weights",
+        "local_weights: return weights * torch.exp(-distance ** 2 / (2 * sigma ** 2)) -> "
+        "return weights * torch.exp(-distance ** 2 / (sigma ** 2 * 2))",
+    ): "a product does not depend on the order of its factors",
+    (
+        "luong/straight_through",
+        "straight_through: return hard + weights - weights.detach() -> return weights + hard - weights.detach()",
+    ): "a sum does not depend on the order of its terms",
 }
 
 
@@ -205,6 +286,10 @@ def _is_module(node: ast.AST) -> bool:
 
 
 OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
+OTHER_COMPARISON = {  # the opposite, or off by one
+    **{ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is},
+    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt},
+}
 
 
 def _replacements(node: ast.AST, parameters: list[str], own: list[str]) -> Iterator[ast.AST]:
@@ -236,9 +321,8 @@ def _replacements(node: ast.AST, parameters: list[str], own: list[str]) -> Itera
             yield from node.values
             yield ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values)
         case ast.Compare(ops=[operator]):
-            opposite = {ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is}.get(type(operator))
-            if opposite:
-                yield ast.Compare(node.left, [opposite()], node.comparators)
+            if other := OTHER_COMPARISON.get(type(operator)):
+                yield ast.Compare(node.left, [other()], node.comparators)
         case ast.Constant(value=bool(value)):
             yield ast.Constant(not value)
         case ast.Constant(value=int(value)):

@@ -15,10 +15,11 @@ import attncourse
 from attncourse import checks
 from attncourse.checks import CheckFailed, Report, check, evaluate, exercise, exercises
 from attncourse.checks.report import HEADINGS
-from tests.checks import matrix
+from tests.checks import implementations, matrix
 
 SCORE, SOFTMAX, CONTEXT = "bahdanau/additive_score", "bahdanau/masked_softmax", "bahdanau/context_vector"
 ATTENTION, DECODER = "bahdanau/attention", "bahdanau/decoder"
+TEST = "luong/test_general_score"
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,7 @@ def test_an_unknown_exercise_lists_the_known_ones():
 
 def test_exercises_come_in_the_order_of_the_chapter():
     assert [spec.id for spec in exercises("bahdanau")] == [SCORE, SOFTMAX, CONTEXT, ATTENTION, DECODER]
-    assert exercises()[: len(exercises("bahdanau"))] == exercises("bahdanau")
+    assert exercises() == [spec for chapter in checks.CHAPTERS for spec in exercises(chapter)]
 
 
 # --- the order of answers ---------------------------------------------------------------------------------------
@@ -151,7 +152,7 @@ def test_two_verdicts_on_one_answer_are_equal():
 
 
 def test_points_are_all_or_none():
-    for spec in exercises():
+    for spec in implementations():
         assert evaluate(spec.id, spec.reference).points == spec.points > 0
         assert evaluate(spec.id, len).points == 0
 
@@ -195,6 +196,8 @@ def verdicts():
         evaluate(SOFTMAX, mutants[SOFTMAX, "empty_rows_nan"]),
         evaluate(CONTEXT, wrong),
         evaluate(CONTEXT, unknown),
+        evaluate(TEST, lambda candidate: True),
+        evaluate(TEST, lambda candidate: False),
     ]
     assert [verdict.kind for verdict in found] == list(HEADINGS)
     return found
@@ -259,7 +262,7 @@ def test_a_row_too_long_is_cut():
 
 
 def test_every_misconception_is_explained_with_what_to_reread():
-    for spec in exercises():
+    for spec in implementations():
         for misconception in spec.misconceptions:
             text = str(Report(evaluate(spec.id, spec.faulty(frozenset([misconception.name])))))
             assert f"It does what a known mistake does: {misconception.title}." in text

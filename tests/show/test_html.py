@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.resources import files
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from attncourse.attention import masked_softmax
 from attncourse.show.html import number, prose, static, text_table, to_columns, two_decimals
 from attncourse.show.pieces import DARK_FLIP, LIGHT_FLIP
 
+STATIC = sorted(path.name for path in (files("attncourse.show") / "static").iterdir())
 EVIL = "</script><b onclick=x>&\"'"
 
 
@@ -27,19 +29,26 @@ def alignment(**changes) -> show.Output:
     return show.alignment([example])
 
 
+def size(*names: str) -> int:
+    return sum(len(static(name).encode()) for name in names)
+
+
 def test_styles_and_scripts_are_small():
-    names = ("course.css", "pieces.css", "course.js", "alignment.js", "recall.js")
-    assert sum(len(static(name).encode()) for name in names) <= 15_000
+    shared = size("course.css", "pieces.css", "course.js")
+    assert shared <= 10_500  # in every piece
+    assert shared + size("alignment.js", "recall.js") <= 15_000
+    assert size("scores.css", "scores.js") <= 5_000
+    assert shared + size("alignment.js", "recall.js", "scores.css", "scores.js") == size(*STATIC)
 
 
 def test_nothing_asks_another_host_or_keeps_anything():
-    for name in ("course.css", "pieces.css", "course.js", "alignment.js", "recall.js"):
+    for name in STATIC:
         found = re.search(r"https?:|//\w|@import|url\(|fetch|XMLHttp|Storage|cookie|innerHTML|eval", static(name))
         assert not found, (name, found)
 
 
 def test_every_rule_is_scoped():
-    css = re.sub(r"\[[^]]*\]", "", static("course.css") + static("pieces.css"))
+    css = re.sub(r"\[[^]]*\]", "", "".join(static(name) for name in STATIC if name.endswith(".css")))
     for selectors in re.findall(r"([^{}]+)\{", css):
         for selector in re.sub(r", (?=[^(]*\))", " or ", selectors).split(", "):
             assert ".ac" in selector or selector.strip().startswith("@media"), selector

@@ -15,9 +15,6 @@ from attncourse.show.html import two_decimals
 
 pytestmark = pytest.mark.browser
 
-PAGE = """<!doctype html><html lang="en"{attributes}><head><meta charset="utf-8"><title>Test</title>
-<meta name="viewport" content="width=device-width,initial-scale=1"></head><body><main>{content}</main></body></html>"""
-
 
 def weights(T: int, S: int, seed: int) -> torch.Tensor:
     return (3 * torch.randn(T, S, generator=torch.Generator().manual_seed(seed))).softmax(-1)
@@ -67,26 +64,6 @@ def everything(folder) -> list[show.Output]:
 
 def content(*outputs: show.Output) -> str:
     return "".join(output._repr_mimebundle_()["text/html"] for output in outputs)
-
-
-@pytest.fixture
-def open_page(browser):
-    contexts, complaints = [], []
-
-    def open_page(html: str, attributes: str = "", **options):
-        context = browser.new_context(**({"viewport": {"width": 1000, "height": 800}} | options))
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: complaints.append(request.url))
-        page.set_content(PAGE.format(attributes=attributes, content=html))
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not complaints
 
 
 READ = """(root) => ({

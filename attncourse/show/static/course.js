@@ -33,6 +33,20 @@
     return el("p", { class: "ac-select" }, el("label", { for: box.id }, label), " ", box);
   }
 
+  // A labelled native slider along a list of texts: arrow keys, Home and End move it.
+  function slider(label, items, onchange) {
+    const box = el("input", { type: "range", id: id(), max: items.length - 1 });
+    const value = el("span");
+    function choose(i) {
+      box.value = i;
+      value.textContent = items[i];
+      box.setAttribute("aria-valuetext", items[i]);
+      onchange(i);
+    }
+    box.addEventListener("input", () => choose(+box.value));
+    return { node: el("p", { class: "ac-slider" }, el("label", { for: box.id }, label), box, value), choose };
+  }
+
   // Native radio buttons: arrow keys, Home and End move the choice. Items are texts or lists of nodes.
   // kind "ac-chips" sets them as words in a line, "ac-list" below each other.
   function choices(legend, items, kind, onchange) {
@@ -71,5 +85,5 @@
     mount();
   }
 
-  window.attncourse = { piece, el, id, live, select, choices };
+  window.attncourse = { piece, el, id, live, select, slider, choices };
 })();

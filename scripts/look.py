@@ -1,0 +1,53 @@
+"""Take pictures of built pages, to look at: light and dark, wide and 390 px, in pieces a viewer can show.
+
+python scripts/look.py notebooks/00_start [PAGE …] [--out FOLDER] [--site FOLDER]   (after make book)
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+PIECE = 2400  # pixels of height in one picture
+VIEWS = {"light": ("light", 1280), "dark": ("dark", 1280), "narrow": ("light", 390), "narrow-dark": ("dark", 390)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the pictures and print their paths; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pages", nargs="+", metavar="PAGE", help="such as notebooks/00_start")
+    parser.add_argument("--out", type=Path, help="folder for the pictures (default: a new one)")
+    parser.add_argument("--site", type=Path, default=ROOT / "_build" / "html", help="the built book")
+    options = parser.parse_args(argv)
+    out = options.out or Path(tempfile.mkdtemp(prefix="attncourse-look-"))
+    out.mkdir(parents=True, exist_ok=True)
+    executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if executable is None:
+        sys.exit("no Chromium found: install it, on Debian or Ubuntu with `sudo apt-get install chromium`")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        for name in options.pages:
+            path = options.site / f"{name.removesuffix('.html').removesuffix('.ipynb').removesuffix('.md')}.html"
+            if not path.exists():
+                sys.exit(f"{path} does not exist: run `make book`")
+            for view, (scheme, width) in VIEWS.items():
+                page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+                page.goto(path.resolve().as_uri(), wait_until="load")
+                height = page.evaluate("() => document.documentElement.scrollHeight")
+                for i, top in enumerate(range(0, height, PIECE)):
+                    clip = {"x": 0, "y": top, "width": width, "height": min(PIECE, height - top)}
+                    picture = out / f"{path.stem}-{view}-{i:02}.png"
+                    page.screenshot(path=picture, clip=clip, full_page=True)
+                    print(picture)
+                page.close()
+        browser.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
