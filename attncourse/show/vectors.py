@@ -139,7 +139,7 @@ def score(function: ScoreFunction, queries: Tensor, keys: Tensor, name: str) -> 
 def softmax(row: Sequence[float], temperature: float) -> list[float]:
     """softmax(row / temperature)."""
     top = max(row)
-    powers = [math.exp((value - top) * temperature) for value in row]
+    powers = [math.exp((value - top) / temperature) for value in row]
     return [power / sum(powers) for power in powers]
 
 
