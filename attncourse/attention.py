@@ -47,7 +47,9 @@ def check_source(
     for name, tensor, size in (("query", query, query_dim), ("keys", keys, key_dim), ("values", values, None)):
         size = tensor.shape[-1] if size is None else size
         if tensor.dim() != 3 or tensor.shape[-1] != size:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it needs three axes, the last of size {size}")
+            hint = ". A mask is passed by name: mask=…" if tensor.dtype == torch.bool else ""
+            wanted = f"the last of size {size}" if name != "values" else "(B, S, Dv)"
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it needs three axes, {wanted}{hint}")
     if not query.shape[0] == keys.shape[0] == values.shape[0]:
         raise ValueError(f"batch sizes differ: query {query.shape[0]}, keys {keys.shape[0]}, values {values.shape[0]}")
     if keys.shape[1] != values.shape[1]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -23,20 +24,29 @@ def main(argv: list[str] | None = None) -> int:
     grade.add_argument(
         "--isolation", choices=("A", "C"), default="A", help="A: jailed (default); C: not isolated, own work only"
     )
+    grade.add_argument("--seed", type=int, default=0, help="of the inputs; 0, the default, gives those of `check`")
+    grade.epilog = "Exit status: 0 all graded, 1 a file could not be graded, 2 wrong usage."
     options = parser.parse_args(argv)
     try:
-        return _grade(options.notebooks, options.out or Path("grades.json"), options.isolation)
+        return _grade(options.notebooks, options.out or Path("grades.json"), options.isolation, options.seed)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
 
 
-def _grade(paths: list[Path], out: Path, level: str) -> int:
+def _grade(paths: list[Path], out: Path, level: str, seed: int) -> int:
     from attncourse.grading import results
     from attncourse.grading.examiner import Exam, Workers, exercises_in, grade
     from attncourse.grading.notebook import NotebookError, code_cells
 
     read, records, failed = {}, {}, 0
+
+    def write() -> None:
+        out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):  # now, not after the grading
+        print(f"attncourse grade: cannot write {out}; name a file in a folder that exists: --out FILE", file=sys.stderr)
+        return 2
     for path in paths:
         try:
             cells = code_cells(path)
@@ -45,8 +55,9 @@ def _grade(paths: list[Path], out: Path, level: str) -> int:
                 raise NotebookError(f"{path.name} has no exercise of this course in it")
             read[path] = (cells, chosen)
         except (NotebookError, OSError) as error:
-            print(f"{path}: {error}", file=sys.stderr)
-            records[str(path)], failed = {"score": 0, "tests": [], "output": str(error)}, failed + 1
+            why = f"there is no such file: {path}" if isinstance(error, FileNotFoundError) else f"{path}: {error}"
+            print(why, file=sys.stderr)
+            records[str(path)], failed = {"score": 0, "tests": [], "output": why}, failed + 1
     exams: dict[tuple[str, ...], Exam] = {}
     given = {name for _, chosen in read.values() for exercise in chosen for name in exercise.given}
     try:
@@ -54,15 +65,16 @@ def _grade(paths: list[Path], out: Path, level: str) -> int:
             for path, (cells, chosen) in read.items():
                 key = tuple(exercise.id for exercise in chosen)
                 if key not in exams:
-                    exams[key] = Exam(chosen, seeds=(0, 1))
+                    exams[key] = Exam(chosen, seeds=(2 * seed, 2 * seed + 1))
                 graded = grade(cells, exams[key], workers)
                 records[str(path)] = results.to_json(graded)
+                write()
                 print(f"{path}\n{results.to_text(graded)}")
     except RuntimeError as error:
         print(f"attncourse grade: {error}", file=sys.stderr)
         return 1
-    out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    print(f"Results of {len(records)} notebooks: {out}")
+    write()
+    print(f"Results of {len(records)} notebook{'s' if len(records) != 1 else ''}: {out}")
     return 1 if failed else 0
 
 

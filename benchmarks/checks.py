@@ -1,7 +1,8 @@
 """How long a check takes to answer: `python benchmarks/checks.py [repeats]`, from the repository's root.
 
 Three answers for each exercise: a right one, a known mistake (the median over all), and a mistake that has no
-name, for which every pair of mistakes is tried; where the answer is a test, good and lax ones. The target: a median under 200 ms, none over 1 s, on two cores.
+name, for which every pair of mistakes is tried; where the answer is a test, good and lax ones. The target: a median
+under 200 ms, none over 1 s, on two cores.
 """
 
 import statistics

@@ -9,12 +9,19 @@ import sys
 from pathlib import Path
 
 import nbformat
-from nbgrader.preprocessors import ClearHiddenTests, ClearMarkScheme, ClearOutput, ClearSolutions, ComputeChecksums
+from nbgrader.preprocessors import (
+    ClearHiddenTests,
+    ClearMarkScheme,
+    ClearOutput,
+    ClearSolutions,
+    ComputeChecksums,
+    LockCells,
+)
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLUTIONS, EXERCISES = ROOT / "solutions", ROOT / "exercises"
-STEPS = (ClearSolutions, ClearHiddenTests, ClearMarkScheme, ClearOutput, ComputeChecksums)
+STEPS = (LockCells, ClearSolutions, ClearHiddenTests, ClearMarkScheme, ClearOutput, ComputeChecksums)
 CONFIG = Config(
     {"ClearSolutions": {"code_stub": {"python": "# Your code here.\nraise NotImplementedError"}}},
 )

@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-PIECE = 2400  # pixels of height in one picture
+PIECE, OVERLAP = 1600, 80  # pixels of height in one picture, and of it what the picture before has too
 VIEWS = {"light": ("light", 1280), "dark": ("dark", 1280), "narrow": ("light", 390), "narrow-dark": ("dark", 390)}
 
 
@@ -32,17 +32,19 @@ def main(argv: list[str] | None = None) -> int:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
         for name in options.pages:
-            path = options.site / f"{name.removesuffix('.html').removesuffix('.ipynb').removesuffix('.md')}.html"
+            path = (options.site / name).with_suffix(".html")
             if not path.exists():
                 sys.exit(f"{path} does not exist: run `make book`")
             for view, (scheme, width) in VIEWS.items():
-                page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+                page = browser.new_page(
+                    viewport={"width": width, "height": PIECE}, color_scheme=scheme, reduced_motion="reduce"
+                )
                 page.goto(path.resolve().as_uri(), wait_until="load")
                 height = page.evaluate("() => document.documentElement.scrollHeight")
-                for i, top in enumerate(range(0, height, PIECE)):
-                    clip = {"x": 0, "y": top, "width": width, "height": min(PIECE, height - top)}
-                    picture = out / f"{path.stem}-{view}-{i:02}.png"
-                    page.screenshot(path=picture, clip=clip, full_page=True)
+                for i, top in enumerate(range(0, height, PIECE - OVERLAP)):
+                    page.evaluate("(top) => window.scrollTo({top, behavior: 'instant'})", top)
+                    picture = out / f"{path.parent.name}-{path.stem}-{view}-{i:02}.png"
+                    page.screenshot(path=picture)
                     print(picture)
                 page.close()
         browser.close()

@@ -71,7 +71,13 @@ def check(id: str, answer: Any, variant: str | None = None) -> Report:
 
     Nothing is stored or sent. Under nbgrader (NBGRADER_EXECUTION set) anything but a pass raises CheckFailed.
     """
-    report = Report(evaluate(id, answer, variant))
+    if not isinstance(id, str):
+        raise TypeError('check takes the name in quotes, then the answer: check("bahdanau/attention", Attention)')
+    verdict = evaluate(id, answer, variant)
+    if verdict.passed and compute.is_the_courses(answer):
+        message = f"`{verdict.exercise.defines}` is the course's own, or made from it; write it yourself."
+        verdict = Verdict(verdict.exercise, "forbidden", message)
+    report = Report(verdict)
     report.show()
     return report
 

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from attncourse.bahdanau import AdditiveAttention
 from attncourse.checks.common import (
-    BATCH_OF_ONE,
     COMMON_HABITS,
     EXTREME,
     FLOAT64,
@@ -67,7 +66,7 @@ def additive_score_scripts(seed: int) -> Iterator[Script]:
     yield script("two queries, three keys", arguments(1, 2, 3, 4, 5, 6))
     yield script("a batch, all sizes different", arguments(2, 3, 5, 4, 7, 6))
     yield script("all sizes equal", arguments(4, 4, 4, 4, 4, 4))
-    yield script("one of each", arguments(1, 1, 3, 2, 4, 5), "batch of one")
+    yield script("one query", arguments(1, 1, 9, 8, 7, 6))
     loose = arguments(2, 3, 5, 4, 7, 6)
     loose["query"], loose["keys"] = (loose[n].transpose(1, 2).contiguous().transpose(1, 2) for n in ("query", "keys"))
     yield script("non-contiguous", loose, "non-contiguous")
@@ -199,7 +198,7 @@ def masked_softmax_scripts(seed: int) -> Iterator[Script]:
     empty = inputs.mask(2, 3, 4)
     empty[0, 1], empty[1, 2] = False, True
     yield script("a query with no allowed key, another with all", inputs.normal(2, 3, 4, spread=3.0), empty)
-    yield script("one of each", inputs.normal(1, 1, 4), inputs.mask(1, 1, 4), "batch of one")
+    yield script("one query", inputs.normal(1, 1, 11, spread=3.0), inputs.mask(1, 1, 11))
     scores, mask = inputs.normal(2, 3, 5, spread=200.0), inputs.mask(2, 3, 5)
     yield script("scores of a few hundred", scores.masked_fill(~mask, -900.0), mask, "extreme")
     scores, mask = inputs.normal(2, 2, 4), inputs.mask(2, 2, 4)
@@ -224,7 +223,6 @@ MASKED_SOFTMAX = Exercise(
         "extreme": EXTREME,
         "extreme forbidden": "A large score at a forbidden key spoils the row: take the maximum over the allowed keys "
         "only, or the allowed exponentials vanish beside it.",
-        "batch of one": BATCH_OF_ONE,
         "float64": FLOAT64,
     },
     forbidden=(
@@ -265,7 +263,8 @@ MASKED_SOFTMAX = Exercise(
         Misconception(
             "empty_rows_nan",
             "a query with no allowed key is not taken care of",
-            "Its scores are all -inf and 0/0 is NaN, which spreads through the network. Make that row zeros.",
+            "Nothing is left to sum there, and 0/0 (or inf - inf) is NaN, which spreads through the network. Make that "
+            "row zeros.",
             "The code",
         ),
         Misconception(
@@ -316,12 +315,16 @@ def faulty_context_vector(wrong: frozenset[str]) -> Callable:
             weights = weights.mT
         if "softmax_again" in wrong:
             weights = weights.softmax(-1)
+        if "renormalised" in wrong:
+            weights = weights / weights.sum(-1, keepdim=True)
         if "uniform" in wrong:
             weights = torch.full_like(weights, 1 / weights.shape[-1])
         if "unweighted_sum" in wrong:
             weights = torch.ones_like(weights)
         if "hard" in wrong:
             weights = nn.functional.one_hot(weights.argmax(-1), weights.shape[-1]).to(weights)
+        if weights.shape[-1] != values.shape[1]:  # a product of matrices would say so too
+            raise ValueError(f"{weights.shape[-1]} weights for {values.shape[1]} values")
         parts = weights[..., None] * values[:, None]  # (B, T, S, Dv)
         if "not_summed" in wrong:
             return parts
@@ -344,7 +347,11 @@ def context_vector_scripts(seed: int) -> Iterator[Script]:
     yield script("two queries, three keys", 1, 2, 3, 4)
     yield script("a batch, all sizes different", 2, 3, 5, 4)
     yield script("all sizes equal", 4, 4, 4, 4)
-    yield script("one of each", 1, 1, 3, 2, "batch of one")
+    yield script("one query", 1, 1, 9, 8)
+    weights = inputs.normal(2, 3, 4, spread=1.5).softmax(-1)
+    weights[0, 1] = 0.0
+    arguments = {"weights": weights, "values": inputs.normal(2, 4, 11, spread=2.0)}
+    yield Script("a query with no allowed key", (Call(arguments, gradients=("weights", "values")),))
     yield script("float64", 2, 2, 3, 4, "float64", torch.float64)
 
 
@@ -360,7 +367,7 @@ CONTEXT_VECTOR = Exercise(
     reference=context_vector,
     faulty=faulty_context_vector,
     outputs=(Output("context", "B T Dv"),),
-    habits={"batch of one": BATCH_OF_ONE, "float64": FLOAT64},
+    habits={"float64": FLOAT64},
     misconceptions=(
         Misconception(
             "uniform",
@@ -384,6 +391,12 @@ CONTEXT_VECTOR = Exercise(
             "softmax_again",
             "the softmax is taken a second time",
             "The weights already sum to 1; a second softmax flattens them towards uniform.",
+            "The code",
+        ),
+        Misconception(
+            "renormalised",
+            "the weights are divided by their sum again",
+            "They already sum to 1; and a query with no allowed key has sum 0, where 0/0 is NaN.",
             "The code",
         ),
         Misconception(
@@ -474,7 +487,7 @@ def attention_scripts(seed: int) -> Iterator[Script]:
     yield script("values of their own", (3, 2, 5, 4, 6, 7), inputs.padding(5, 1, 3), 8)
     yield script("all sizes equal", (4, 4, 4, 4, 4, 4), inputs.padding(4, 1, 3, 2), 4)
     yield script("an empty source", (2, 2, 3, 4, 5, 6), inputs.padding(3, 0), 7)
-    yield script("one of each", (1, 1, 3, 4, 5, 6), inputs.padding(3), None, "batch of one")
+    yield script("one query", (1, 1, 9, 8, 7, 6), inputs.padding(9), None)
 
 
 ATTENTION = Exercise(
@@ -490,7 +503,6 @@ ATTENTION = Exercise(
     faulty=faulty_attention,
     outputs=(Output("context", "B T Dv"), Output("weights", "B T S")),
     properties=(FORBIDDEN_KEYS, NOT_NEGATIVE, SUM_TO_ONE),
-    habits={"batch of one": BATCH_OF_ONE},
     misconceptions=(
         Misconception(
             "order_swapped",
@@ -602,7 +614,8 @@ def decoder_scripts(seed: int) -> Iterator[Script]:
         steps = [Call({"embedding": inputs.normal(B, embed_dim)}, "step", ("embedding",)) for _ in range(n_steps)]
         return Script(name, (construct, Load(state), Call(begin, "begin"), *steps))
 
-    yield script("two steps", 3, 4, 5, 6, (3, 2), 2)
+    yield script("two steps", 2, 4, 5, 6, (3, 2), 2)
+    yield script("one sentence", 7, 9, 10, 6, (8,), 2)
     yield script("all sizes equal", 4, 4, 4, 4, (4, 2, 3, 1), 2)
     yield script("three steps, a longer source", 5, 4, 6, 7, (6, 3, 4), 3)
 

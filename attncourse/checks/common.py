@@ -9,16 +9,12 @@ NON_CONTIGUOUS = (
     "Your code fails on a transposed (non-contiguous) input, usually because of `.view`: use `.reshape`, or an "
     "operation that needs no particular memory layout."
 )
-BATCH_OF_ONE = (
-    "With a batch of one and one query the result is not right: look for a `.squeeze()` without an axis, or a size "
-    "written as a number."
-)
 FLOAT64 = "For float64 inputs the result is not float64, or not right: do not fix a dtype; take it from the inputs."
 EXTREME = (
     "Large scores overflow: `exp(89)` is already infinite in float32. Subtract each row's largest allowed score "
     "before `exp`; the weights stay the same."
 )
-COMMON_HABITS = {"non-contiguous": NON_CONTIGUOUS, "batch of one": BATCH_OF_ONE, "float64": FLOAT64}
+COMMON_HABITS = {"non-contiguous": NON_CONTIGUOUS, "float64": FLOAT64}
 
 
 def _weights_sum_to_one(call: Call, result: Result) -> bool:

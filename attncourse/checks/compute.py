@@ -3,23 +3,32 @@
 This file holds no reference and no expectation, so that it can run beside untrusted code.
 """
 
+import dis
 import linecache
-from collections.abc import Callable, Iterable
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from types import TracebackType
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, TracebackType
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from attncourse.checks.script import Call, Construct, Failure, Load, Outcome, Reply, Result, Script
 
+LIBRARY_FOLDERS = (str(Path(__file__).parents[1]), sysconfig.get_paths()["stdlib"])
 LIBRARIES = ("site-packages", "dist-packages", "<frozen")  # parts of file names; dist-packages: Colab's
 
 
 class ForbiddenCall(RuntimeError):
     """The answer called a library function that this exercise asks the learner to write."""
+
+
+class WrongParameters(Exception):
+    """The object's parameters are not those that the exercise gave it."""
 
 
 class CandidateRaised(Exception):
@@ -38,9 +47,15 @@ class _Forbid(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+def is_the_courses(answer: Any) -> bool:
+    """Whether an answer is a function or class of the course itself, or a class made from one of its classes."""
+    family = answer.__mro__ if isinstance(answer, type) else (answer,)
+    return any(str(getattr(member, "__module__", "")).startswith("attncourse.") for member in family)
+
+
 def run(target: Any, script: Script, forbidden: Iterable[str] = ()) -> Reply:
     """Run `script` on `target`, a function or class. Exceptions become part of the reply; inputs are copies."""
-    results: list[Result] = []
+    returned: list[_Returned] = []
     # Random numbers are the same in every run, and the learner's own stream is left as it was.
     with torch.random.fork_rng(devices=[]), _Forbid(forbidden) if forbidden else nullcontext():
         torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed the learner's CUDA stream, slowly
@@ -49,12 +64,13 @@ def run(target: Any, script: Script, forbidden: Iterable[str] = ()) -> Reply:
                 if isinstance(step, Construct):
                     target = target(*step.arguments.values())
                 elif isinstance(step, Load):
-                    target.load_state_dict({name: tensor.clone() for name, tensor in step.state.items()})
+                    _load(target, step.state)
                 else:
-                    results.append(_call(target if step.method is None else getattr(target, step.method), step))
+                    returned.append(_call(target if step.method is None else getattr(target, step.method), step))
+            failure = None
         except (Exception, SystemExit) as error:
-            return Reply(tuple(results), _failure(error))
-    return Reply(tuple(results))
+            failure = _failure(error)
+    return Reply(tuple(one.result() for one in returned), failure)
 
 
 def run_test(test: Callable, candidate: Callable) -> Outcome:
@@ -73,19 +89,49 @@ def run_test(test: Callable, candidate: Callable) -> Outcome:
     return Outcome(False, Failure("TypeError", f"the test returned a {type(returned).__name__}, not True or False"))
 
 
-def _call(function: Callable, call: Call) -> Result:
+def _load(target: Any, state: dict[str, Tensor]) -> None:
+    try:
+        target.load_state_dict({name: tensor.clone() for name, tensor in state.items()})
+    except (RuntimeError, AttributeError) as error:
+        if not isinstance(target, nn.Module):
+            raise WrongParameters(
+                f"this exercise needs a class made from nn.Module, not {type(target).__name__}"
+            ) from None
+        theirs = {name: tensor for name, tensor in target.state_dict().items()}
+        raise WrongParameters(
+            f"the class must keep its parameters {_named_shapes(state)}; yours has {_named_shapes(theirs)}. "
+            "Leave `__init__` as it was"
+        ) from error
+
+
+def _named_shapes(state: dict[str, Tensor]) -> str:
+    return ", ".join(f"`{name}` {tuple(tensor.shape)}" for name, tensor in state.items()) or "none"
+
+
+@dataclass(frozen=True)
+class _Returned:
+    """What a call returned and was given, not copied yet: later calls may still change it, and should not."""
+
+    type: str
+    outputs: tuple[Tensor, ...]
+    gradients: dict[str, Tensor | None]
+    inputs: dict[str, Tensor]
+
+    def result(self) -> Result:
+        copies = tuple(output.clone() for output in self.outputs)
+        return Result(self.type, copies, self.gradients, {name: tensor.clone() for name, tensor in self.inputs.items()})
+
+
+def _call(function: Callable, call: Call) -> _Returned:
     given = {name: _fresh(value, name in call.gradients) for name, value in call.arguments.items()}
+    inputs = {name: value.detach() for name, value in given.items() if isinstance(value, Tensor)}
     returned = function(*given.values())
     items = returned if isinstance(returned, (tuple, list)) else (returned,)
     if not items or not all(isinstance(item, Tensor) for item in items):
-        return Result(_type_name(returned))
+        return _Returned(_type_name(returned), (), {}, inputs)
     gradients = _gradients(items, {name: given[name] for name in call.gradients}) if call.gradients else {}
-    return Result(
-        type="tuple" if items is returned else "Tensor",
-        outputs=tuple(item.detach().clone() for item in items),
-        gradients=gradients,
-        inputs={name: value.detach().clone() for name, value in given.items() if isinstance(value, Tensor)},
-    )
+    kind = "tuple" if items is returned else "Tensor"
+    return _Returned(kind, tuple(item.detach() for item in items), gradients, inputs)
 
 
 def _fresh(value: Any, needs_gradient: bool) -> Any:
@@ -121,20 +167,48 @@ def _type_name(returned: Any) -> str:
 
 
 def _failure(error: BaseException) -> Failure:
-    line, code = _own_line(error.__traceback__)
-    return Failure(type(error).__name__, str(error), line, code)
+    """What the learner is told of an error: the deepest line of the cell that the check called, and what to do.
+
+    An untouched placeholder alone keeps the type NotImplementedError: it means "not attempted".
+    """
+    every = list(_frames(error.__traceback__))
+    frames = [frame for frame in every if not _is_library(frame.filename)]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    line, code = (own[-1].line, own[-1].text) if own else (None, "")
+    if not isinstance(error, NotImplementedError):
+        return Failure(type(error).__name__, str(error), line, code)
+    if not frames or frames[-1] is not every[-1] or "NotImplementedError" not in frames[-1].code.co_names:
+        return Failure("NotImplementedError of torch", str(error), line, code)
+    if frames[-1].code.co_name != "__init__" and not _only_raises(frames[-1].code):
+        return Failure(
+            "Placeholder", "your code reached the placeholder, `raise NotImplementedError`; delete it", line, code
+        )
+    if len(frames) > 1:
+        name = frames[-1].code.co_name
+        return Failure("NotWritten", f"it calls your `{name}`, which is not written yet: write that first", line, code)
+    return Failure("NotImplementedError", "", line, code)
 
 
-def _own_line(traceback: TracebackType | None) -> tuple[int | None, str]:
-    """The deepest line in the learner's own file: the file of the first frame that is neither ours nor torch's."""
-    own, line, code = None, None, ""
+class _Frame(NamedTuple):
+    filename: str
+    line: int
+    text: str
+    code: CodeType
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[_Frame]:
     while traceback is not None:
-        filename = traceback.tb_frame.f_code.co_filename
-        library = filename == __file__ or any(part in filename for part in LIBRARIES)
-        if own is None and not library:
-            own = filename
-        if filename == own:
-            line = traceback.tb_lineno
-            code = linecache.getline(filename, line, traceback.tb_frame.f_globals).strip()
+        frame, line = traceback.tb_frame, traceback.tb_lineno
+        name = frame.f_code.co_filename
+        yield _Frame(name, line, linecache.getline(name, line, frame.f_globals).strip(), frame.f_code)
         traceback = traceback.tb_next
-    return line, code
+
+
+def _is_library(filename: str) -> bool:
+    return filename.startswith(LIBRARY_FOLDERS) or any(part in filename for part in LIBRARIES)
+
+
+def _only_raises(code: CodeType) -> bool:
+    """Whether a function's body is nothing but `raise NotImplementedError`, under a docstring or not."""
+    working = ("BINARY", "STORE", "COMPARE", "LOAD_ATTR", "LOAD_METHOD", "LOAD_FAST", "IMPORT", "BUILD", "JUMP")
+    return not any(step.opname.startswith(working) for step in dis.get_instructions(code))

@@ -126,8 +126,8 @@ def _raised(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -
     where = (
         f" It happened in line {failure.line} of the cell, `{failure.code}`." if failure.line and failure.code else ""
     )
-    if failure.type == "ForbiddenCall":
-        return f"{failure.message}.{where}"
+    if failure.type in ("ForbiddenCall", "WrongParameters", "Placeholder", "NotWritten", "NotYourOwn"):
+        return f"{failure.message[:1].upper()}{failure.message[1:]}.{where}"  # a sentence already
     return f"{error_text(failure)}.{where} The call had {_sizes(script, len(reply.results))}."
 
 
@@ -162,6 +162,8 @@ def _shape(exercise: Exercise, script: Script, expected: Reply, reply: Reply) ->
         )
         if got.dim() != right.dim():
             message += f": {got.dim()} axes instead of {right.dim()}"
+            if got.numel() == right.numel() and got.dim() < right.dim():
+                message += " (a `.squeeze()` without an axis removes every axis of size 1)"
         elif sorted(got.shape) == sorted(right.shape):
             moved = [letter for letter, a, b in zip(letters, got.shape, right.shape, strict=True) if a != b]
             message += f": the axes {' and '.join(moved)} are in each other's place"
@@ -184,7 +186,9 @@ def _nan(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> s
         bad = ~torch.isfinite(got) & torch.isfinite(right) if got.is_floating_point() else torch.zeros(1).bool()
         if bad.any():
             index = tuple(bad.nonzero()[0].tolist())
-            return f"{output.name}{list(index)} is {got[index].item()}, when called with {_sizes(script)}."
+            value = got[index].item()
+            why = "NaN comes from 0/0 or inf - inf" if value != value else "It should be a finite number"
+            return f"{output.name}{list(index)} is {value}, when called with {_sizes(script)}. {why}: look at that row."
     return None
 
 
@@ -209,7 +213,7 @@ def _differences(exercise: Exercise, rows: list[Row]) -> Iterator[Difference]:
                 index = tuple(wrong.nonzero()[0].tolist())
                 row = index[:-1]
                 yield Difference(
-                    script.name if len(script.calls) == 1 else f"{script.name}, call {call + 1} of {len(script.calls)}",
+                    _place(script, call),
                     _sizes(script, call),
                     output.name,
                     index,
@@ -318,6 +322,15 @@ def _advice(exercise: Exercise, asked: list[Row]) -> Iterator[str]:
         if any(not _same(exercise, expected, reply) for _, expected, reply in probes):
             said.append(habit)
             yield advice
+
+
+def _place(script: Script, call: int) -> str:
+    """The script's name, and which call of a method it was where there are several: "three steps, step 2 of 3"."""
+    method = script.calls[call].method
+    same = [i for i, other in enumerate(script.calls) if other.method == method]
+    if len(same) == 1:
+        return script.name
+    return f"{script.name}, {method or 'call'} {same.index(call) + 1} of {len(same)}"
 
 
 def _sizes(script: Script, call: int = -1) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from attncourse.checks.common import BATCH_OF_ONE, COMMON_HABITS, FLOAT64
+from attncourse.checks.common import COMMON_HABITS, FLOAT64
 from attncourse.checks.script import Call, Script
 from attncourse.checks.spec import Exercise, Inputs, Misconception, Output, ReverseExercise
 
@@ -57,7 +57,7 @@ def general_score_scripts(seed: int) -> Iterator[Script]:
     yield _script("two queries, three keys", arguments(1, 2, 3, 4, 5))
     yield _script("a batch, all sizes different", arguments(2, 3, 5, 4, 7))
     yield _script("all sizes equal", arguments(4, 4, 4, 4, 4))
-    yield _script("one of each", arguments(1, 1, 3, 2, 4), "batch of one")
+    yield _script("one query", arguments(1, 1, 9, 7, 8))
     loose = arguments(2, 3, 5, 4, 7)
     loose["query"], loose["keys"] = (loose[n].transpose(1, 2).contiguous().transpose(1, 2) for n in ("query", "keys"))
     yield _script("non-contiguous", loose, "non-contiguous")
@@ -167,7 +167,7 @@ def concat_score_scripts(seed: int) -> Iterator[Script]:
     yield _script("two queries, three keys", arguments(1, 2, 3, 4, 5, 6))
     yield _script("a batch, all sizes different", arguments(2, 3, 5, 4, 7, 6))
     yield _script("all sizes equal", arguments(4, 4, 4, 4, 4, 4))
-    yield _script("one of each", arguments(1, 1, 3, 2, 4, 5), "batch of one")
+    yield _script("one query", arguments(1, 1, 9, 8, 7, 6))
     yield _script("float64", {n: t.double() for n, t in arguments(2, 2, 3, 4, 5, 6).items()}, "float64")
 
 
@@ -183,7 +183,7 @@ CONCAT_SCORE = Exercise(
     reference=concat_score,
     faulty=faulty_concat_score,
     outputs=(Output("scores", "B T S"),),
-    habits={"batch of one": BATCH_OF_ONE, "float64": FLOAT64},
+    habits={"float64": FLOAT64},
     misconceptions=(
         Misconception(
             "order_swapped",
@@ -265,7 +265,7 @@ def attentional_vector_scripts(seed: int) -> Iterator[Script]:
     yield _script("two steps", arguments(1, 2, 3, 4, 5))
     yield _script("a batch, all sizes different", arguments(2, 3, 6, 4, 5))
     yield _script("equal sizes", arguments(3, 2, 4, 4, 8))
-    yield _script("one of each", arguments(1, 1, 3, 2, 4), "batch of one")
+    yield _script("one query", arguments(1, 1, 9, 8, 7))
     yield _script("float64", {n: t.double() for n, t in arguments(2, 2, 3, 4, 5).items()}, "float64")
 
 
@@ -281,7 +281,7 @@ ATTENTIONAL_VECTOR = Exercise(
     reference=attentional_vector,
     faulty=faulty_attentional_vector,
     outputs=(Output("vector", "B T n"),),
-    habits={"batch of one": BATCH_OF_ONE, "float64": FLOAT64},
+    habits={"float64": FLOAT64},
     misconceptions=(
         Misconception(
             "order_swapped",
@@ -368,7 +368,7 @@ def local_weights_scripts(seed: int) -> Iterator[Script]:
     yield script("a batch", 2, 3, 11, 4)
     yield script("as many queries as keys", 2, 9, 9, 3)
     yield script("a window of two", 3, 4, 8, 2)
-    yield script("one of each", 1, 1, 7, 3, "batch of one")
+    yield script("one query", 1, 1, 17, 3)
     yield script("float64", 2, 2, 8, 3, "float64", torch.float64)
     # Both ends are keys, and are inside. Whether |j - p| < W or <= W makes no difference here: both are too wide.
     middle = {"scores": inputs.normal(2, 3, 5, spread=1.5), "centre": torch.full((2, 3), 2.0), "window": 3}
@@ -387,7 +387,7 @@ LOCAL_WEIGHTS = Exercise(
     reference=local_weights,
     faulty=faulty_local_weights,
     outputs=(Output("weights", "B T S"),),
-    habits={"batch of one": BATCH_OF_ONE, "float64": FLOAT64},
+    habits={"float64": FLOAT64},
     misconceptions=(
         Misconception(
             "too_wide",
@@ -488,7 +488,7 @@ def straight_through_scripts(seed: int) -> Iterator[Script]:
     yield _script("two queries, three keys", {"scores": inputs.normal(1, 2, 3, spread=1.5)})
     yield _script("a batch", {"scores": inputs.normal(2, 3, 5, spread=1.5)})
     yield _script("as many queries as keys", {"scores": inputs.normal(3, 4, 4, spread=1.5)})
-    yield _script("one of each", {"scores": inputs.normal(1, 1, 4, spread=1.5)}, "batch of one")
+    yield _script("one query", {"scores": inputs.normal(1, 1, 11, spread=1.5)})
     yield _script("float64", {"scores": inputs.normal(2, 2, 3, spread=1.5).double()}, "float64")
 
 
@@ -504,7 +504,7 @@ STRAIGHT_THROUGH = Exercise(
     reference=straight_through,
     faulty=faulty_straight_through,
     outputs=(Output("choice", "B T S"),),
-    habits={"batch of one": BATCH_OF_ONE, "float64": FLOAT64},
+    habits={"float64": FLOAT64},
     compare_gradients=True,
     misconceptions=(
         Misconception(

@@ -14,7 +14,7 @@ HEADINGS = {
     "type": ("✗", "not the right kind of result"),
     "shape": ("✗", "not the right shape"),
     "dtype": ("✗", "not the right dtype"),
-    "nan": ("✗", "not a number"),
+    "nan": ("✗", "not finite"),
     "mistake": ("✗", "not the right values"),
     "different": ("✗", "not the right values"),
     "misses": ("✗", "some wrong implementations pass your test"),
@@ -131,5 +131,6 @@ def _html(text: str) -> str:
     match = re.fullmatch(r"(Your|Right) row:(.*)", text)
     if match is None:
         return text
-    cells = match[2].strip().replace(" ", "\N{NO-BREAK SPACE}")
-    return f'{match[1]} row: <code style="overflow-wrap:anywhere">{cells}</code>'
+    label = f"{match[1]} row:".ljust(11).replace(" ", "\N{NO-BREAK SPACE}")
+    cells = match[2].strip().rjust(8).replace(" ", "\N{NO-BREAK SPACE}")
+    return f'<code style="white-space:pre-wrap">{label}{cells}</code>'

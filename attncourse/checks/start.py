@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from attncourse.checks.common import BATCH_OF_ONE, COMMON_HABITS, NOT_NEGATIVE, SUM_TO_ONE
+from attncourse.checks.common import COMMON_HABITS, NOT_NEGATIVE, SUM_TO_ONE
 from attncourse.checks.script import Call, Script
 from attncourse.checks.spec import Exercise, Inputs, Misconception, Output, Property
 
@@ -58,7 +58,7 @@ def pair_scores_scripts(seed: int) -> Iterator[Script]:
     yield script("two queries, three keys", arguments(1, 2, 3, 4))
     yield script("a batch, all sizes different", arguments(2, 3, 5, 4))
     yield script("all sizes equal", arguments(4, 4, 4, 4))
-    yield script("one of each", arguments(1, 1, 3, 2), "batch of one")
+    yield script("one query", arguments(1, 1, 9, 8))
     strided = {name: tensor.mT.contiguous().mT for name, tensor in arguments(2, 3, 4, 5).items()}
     yield script("transposed inputs", strided, "non-contiguous")
     yield script("float64", {name: tensor.double() for name, tensor in arguments(2, 2, 3, 4).items()}, "float64")
@@ -188,7 +188,7 @@ def softmax_scripts(seed: int) -> Iterator[Script]:
     yield script("a batch, a high temperature", inputs.normal(2, 3, 5, spread=3.0), 2.5)
     yield script("as many queries as keys", inputs.normal(3, 4, 4, spread=2.0), 1.7)
     yield script("temperature 1", inputs.normal(2, 2, 4, spread=2.0), 1.0)
-    yield script("one of each", inputs.normal(1, 1, 4), 0.8, "batch of one")
+    yield script("one query", inputs.normal(1, 1, 11), 0.8)
     yield script("scores of a few hundred", inputs.normal(2, 3, 5, spread=200.0), 0.5, "extreme")
     strided = inputs.normal(2, 4, 3).mT
     yield script("transposed scores", strided, 1.5, "non-contiguous")
@@ -331,7 +331,7 @@ def padding_mask_scripts(seed: int) -> Iterator[Script]:
     yield script("more places than sentences", 3, 7)
     yield script("four sentences", 4, 6)
     yield Script("an empty sentence and a full one", (Call({"lengths": torch.tensor([0, 3, 5, 2, 5]), "S": 5}),))
-    yield script("one sentence", 1, 4, "batch of one")
+    yield script("one sentence", 1, 4)
 
 
 PADDING_MASK = Exercise(
@@ -352,7 +352,6 @@ PADDING_MASK = Exercise(
             lambda call, result: torch.equal(result.outputs[0].sum(-1), call.arguments["lengths"]),
         ),
     ),
-    habits={"batch of one": BATCH_OF_ONE},
     misconceptions=(
         Misconception(
             "inverted",
@@ -452,6 +451,8 @@ def faulty_head_contexts(wrong: frozenset[str]) -> Callable:
             weights = weights[:, :1].expand_as(weights)
         elif "heads_mixed" in wrong:
             weights = weights.mean(1, keepdim=True).expand_as(weights)
+        if weights.shape[-1] != S:  # a product of matrices would say so too
+            raise ValueError(f"{weights.shape[-1]} weights for {S} values")
         by_head = values.reshape(B, H, S, D) if "values_reshaped" in wrong else values.permute(0, 2, 1, 3)
         contexts = weights[..., None] * by_head[:, :, None]  # (B, H, T, S, D)
         if "not_summed" not in wrong:
@@ -483,7 +484,7 @@ def head_contexts_scripts(seed: int) -> Iterator[Script]:
     yield script("a batch, all sizes different", arguments(2, 3, 4, 5, 6))
     yield script("as many queries as keys", arguments(3, 2, 4, 4, 5))
     yield script("all sizes equal", arguments(3, 3, 3, 3, 3))
-    yield script("one of each", arguments(1, 1, 1, 3, 2), "batch of one")
+    yield script("one of each", arguments(1, 1, 1, 9, 8))
     strided = {name: tensor.mT.contiguous().mT for name, tensor in arguments(2, 3, 4, 5, 6).items()}
     yield script("transposed inputs", strided, "non-contiguous")
     yield script("float64", {name: tensor.double() for name, tensor in arguments(2, 2, 3, 4, 5).items()}, "float64")

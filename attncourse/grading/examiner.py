@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -175,9 +176,7 @@ class Child:
             raise Died("it wrote to the examiner's channel")
         return reply
 
-    def run_test(
-        self, exercise: ReverseExercise, candidate: int, implementation: Callable, deadline: float
-    ) -> Outcome:
+    def run_test(self, exercise: ReverseExercise, candidate: int, implementation: Callable, deadline: float) -> Outcome:
         """What a learner's test says of one implementation, which it calls by way of this process."""
         self.request({"do": "test", "name": exercise.defines, "candidate": candidate})
         while True:
@@ -272,7 +271,7 @@ def grade(cells: Sequence[str], exam: Exam, workers: Workers, times: Times | Non
             errors |= ran["errors"]
             while left:
                 exercise = left[0]
-                verdicts[exercise.id] = _grade_one(child, exam, exercise, ran["candidates"], errors, times)
+                verdicts[exercise.id] = _grade_one(child, exam, exercise, cells, ran["candidates"], errors, times)
                 left.pop(0)
         except Died as died:
             cell = getattr(died, "cell", None)
@@ -295,6 +294,7 @@ def _grade_one(
     child: Child,
     exam: Exam,
     exercise: Task,
+    cells: Sequence[str],
     candidates: dict[str, int],
     errors: dict[int, str],
     times: Times,
@@ -302,8 +302,12 @@ def _grade_one(
     """The verdict on the latest definition that was attempted: a doubled, empty copy of a cell changes nothing."""
     count = candidates.get(exercise.defines, 0)
     if count < 1:
-        why = f" Cells that raised: {'; '.join(f'{i}: {text}' for i, text in sorted(errors.items()))}" if errors else ""
-        return Verdict(exercise, "not attempted", f"The notebook defines no `{exercise.defines}`.{why}")
+        for i, text in sorted(errors.items()):
+            if re.search(rf"\b(def|class)\s+{exercise.defines}\b", cells[i]):
+                last = text.splitlines()[-1] if text else "it did not end"
+                message = f"Code cell {i + 1}, which defines `{exercise.defines}`, could not be run: {last}"
+                return Verdict(exercise, "raised", message)
+        return Verdict(exercise, "not attempted", f"The notebook defines no `{exercise.defines}`.")
     deadline = time.monotonic() + times.exercise
     for candidate in range(min(count, 20)):
         if isinstance(exercise, ReverseExercise):

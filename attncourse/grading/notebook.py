@@ -24,6 +24,8 @@ def code_cells(path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise NotebookError(f"{path.name} is not UTF-8 text") from None
     except json.JSONDecodeError as error:
+        if path.suffix.lower() in (".html", ".htm"):
+            raise NotebookError(f"{path.name} is a web page, not a notebook: ask for the .ipynb file") from None
         raise NotebookError(f"{path.name} is not whole JSON: {error}") from None
     except (KeyError, TypeError, AttributeError, RecursionError):
         raise NotebookError(f"{path.name} is JSON, but not a notebook of format 4") from None

@@ -40,6 +40,7 @@ def to_text(grade: Grade) -> str:
         points = f"{verdict.points}/{verdict.exercise.points}"
         lines.append(f"  {mark} {verdict.exercise.id:<{width}}  {points:>5}  {found}")
     for i, text in sorted(grade.cell_errors.items()):
-        lines.append(f"    code cell {i + 1}: {text.splitlines()[-1] if text else text}")
+        last = text.splitlines()[-1] if text else text
+        lines.append(f"    code cell {i + 1}: {''.join(c if c.isprintable() else '?' for c in last)}")
     lines.append(f"  {grade.points} of {grade.possible} points in {grade.seconds:.2f} s, isolation {grade.isolation}")
     return "\n".join(lines)

@@ -139,6 +139,8 @@ def _rebuild(value: Any, blobs: _Blobs, depth: int) -> Any:
         raise ValueError("too many or too deep values")
     if isinstance(value, list):
         return [_rebuild(item, blobs, depth + 1) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()  # half a character would fail where it is written
     if not isinstance(value, dict):
         return value
     kind = value["_"]

@@ -4,6 +4,7 @@ Started by `examiner.Workers` in a folder that holds a stub of the course (`stub
 nor the instructor's key are ever in this process. It computes; it decides nothing.
 """
 
+import ast
 import builtins
 import contextlib
 import linecache
@@ -130,17 +131,23 @@ class _Runner:
         try:
             from IPython.core.inputtransformer2 import TransformerManager
 
-            code = TransformerManager().transform_cell(cell)
+            code = TransformerManager().transform_cell(_without_timing(cell))
             linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
-            exec(compile(code, name, "exec"), self.namespace)
+            compile(code, name, "exec")  # a syntax error anywhere stops the whole cell, as in a notebook
+            failed = ""
+            for statement in ast.parse(code, name).body:
+                try:
+                    exec(compile(ast.Module([statement], []), name, "exec"), self.namespace)
+                except ImportError as error:  # what Colab has and the jail has not; the imports after it still count
+                    failed = failed or _told(error)
+            return failed
         except BaseException as error:  # a cell may raise anything; the next one runs all the same
-            return "".join(traceback.format_exception_only(error)).strip()[-500:]
-        return ""
+            return _told(error)
 
     def _do_script(self, name: str, candidate: int, script: Any, forbidden: list[str]) -> dict:
         """Run a script on the candidate-th latest definition of `name`."""
         target = self.candidates[name][-1 - candidate]
-        if str(getattr(target, "__module__", "")).startswith("attncourse."):
+        if compute.is_the_courses(target):
             raise_own = compute.Failure("NotYourOwn", f"`{name}` is the course's own, imported; write it yourself")
             return {"reply": compute.Reply((), raise_own)}
         return {"reply": compute.run(target, script, forbidden)}
@@ -159,6 +166,16 @@ class _Runner:
         if "raised" in answer:
             raise compute.CandidateRaised(answer["raised"])
         return answer["returned"]
+
+
+def _told(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).strip()[-500:]
+
+
+def _without_timing(cell: str) -> str:
+    """The cell without a first line such as %%time, which runs the rest as it stands."""
+    first, _, rest = cell.partition("\n")
+    return "\n" + rest if first.split(" ")[0] in ("%%time", "%%timeit", "%%capture", "%%prun") else cell
 
 
 class _NoIPython:

@@ -42,8 +42,10 @@ def verdict(id: str, answer: Callable) -> Verdict:
 
 
 def scored_replies(id: str, answer: Callable) -> list[Reply]:
-    """What an answer replies to the scripts that cost points, gradients left out."""
+    """What an answer replies to the scripts that cost points, gradients left out where they cost none."""
     scripts = [script for script in question(id).scripts if script.habit is None]
+    if exercise(id).compare_gradients:
+        return [compute.run(answer, script) for script in scripts]
     plain = [
         replace(s, steps=tuple(replace(step, gradients=()) if isinstance(step, Call) else step for step in s.steps))
         for s in scripts

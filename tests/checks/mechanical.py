@@ -106,10 +106,6 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ): "only advice: the division cancels what is added; large scores overflow sooner",
     (
         "bahdanau/attention",
-        "AdditiveAttention.forward: if mask is not None and mask.dim() == 2: -> if mask is not None:",
-    ): "the exercise asks for masks (B, S) only; (T, S) patterns are an extra of the module",
-    (
-        "bahdanau/attention",
         "additive_scores: hidden = torch.tanh(query[:, :, None] + keys[:, None]) -> "
         "hidden = torch.tanh(keys[:, None] + query[:, :, None])",
     ): "a sum does not depend on the order of its terms",
@@ -135,8 +131,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ): "there is one query, so the first row of weights is the last",
     (
         "luong/general_score",
-        "general_score: return query @ weight @ keys.transpose(1, 2) -> "
-        "return query @ weight @ keys.transpose(2, 1)",
+        "general_score: return query @ weight @ keys.transpose(1, 2) -> return query @ weight @ keys.transpose(2, 1)",
     ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
     (
         "luong/local_weights",

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attncourse.bahdanau import AdditiveAttention
-from attncourse.checks import Report, evaluate, exercise, exercises
+from attncourse.checks import Report, check, evaluate, exercise, exercises
 from attncourse.checks.judge import DETACHES, EDITS_INPUTS, WRONG_GRADIENT
 
 SCORE, SOFTMAX, CONTEXT = "bahdanau/additive_score", "bahdanau/masked_softmax", "bahdanau/context_vector"
@@ -256,14 +256,71 @@ def test_view_on_a_transposed_input_gets_advice():
     assert advice(SCORE, answer) == (exercise(SCORE).habits["non-contiguous"],)
 
 
-def test_an_axis_squeezed_away_where_there_is_one_query_gets_advice():
-    assert advice(SCORE, lambda *given: additive_score(*given).squeeze(1)) == (exercise(SCORE).habits["batch of one"],)
-    assert advice(SOFTMAX, lambda *given: masked_softmax(*given).squeeze(1)) == (
-        exercise(SOFTMAX).habits["batch of one"],
-    )
-    assert advice(CONTEXT, lambda weights, values: (weights @ values).squeeze(1)) == (
-        exercise(CONTEXT).habits["batch of one"],
-    )
+def test_an_axis_squeezed_away_where_there_is_one_query_is_a_wrong_shape():
+    for id, answer in (
+        (SCORE, lambda *given: additive_score(*given).squeeze(1)),
+        (SOFTMAX, lambda *given: masked_softmax(*given).squeeze(1)),
+        (CONTEXT, lambda weights, values: (weights @ values).squeeze(1)),
+    ):
+        verdict = evaluate(id, answer)
+        assert verdict.kind == "shape"
+        assert "a `.squeeze()` without an axis" in verdict.message
+
+
+def test_a_placeholder_left_below_an_answer_is_told_so():
+    def answer(weights, values):
+        context = weights @ values
+        raise NotImplementedError
+        return context
+
+    verdict = evaluate(CONTEXT, answer)
+    assert verdict.kind == "raised"
+    assert "Your code reached the placeholder" in verdict.message
+
+
+def test_an_answer_that_calls_an_unwritten_one_is_told_which():
+    def my_softmax(scores):
+        """Not written yet."""
+        raise NotImplementedError
+
+    verdict = evaluate(CONTEXT, lambda weights, values: my_softmax(weights) @ values)
+    assert verdict.kind == "raised"
+    assert "It calls your `my_softmax`, which is not written yet" in verdict.message
+
+
+def test_an_error_of_torch_is_no_unattempted_exercise():
+    verdict = evaluate(CONTEXT, lambda weights, values: (weights > 0) @ (values > 0))
+    assert verdict.kind == "raised"
+    assert "not implemented for 'Bool'" in verdict.message
+
+
+def test_a_state_edited_in_place_changes_what_was_returned_before():
+    class Edited(exercise(DECODER).reference):
+        def step(self, embedding):
+            context, weights = self.attention(self.state[:, None], self.keys, mask=self.mask)
+            with torch.no_grad():
+                self.state.copy_(self.cell(torch.cat([embedding, context[:, 0]], -1), self.state))
+            return self.state, weights[:, 0]
+
+    assert not evaluate(DECODER, Edited).passed
+
+
+def test_renamed_parameters_are_told_by_name():
+    class Renamed(nn.Module):
+        def __init__(self, query_dim, key_dim, hidden_dim):
+            super().__init__()
+            self.W = nn.Linear(query_dim, hidden_dim)
+
+    message = evaluate(ATTENTION, Renamed).message
+    assert "must keep its parameters `query_proj.weight` (6, 4)" in message
+    assert "yours has `W.weight` (6, 4), `W.bias` (6,)" in message
+
+
+def test_the_courses_own_class_does_not_pass_the_check(capsys):
+    own = exercise(ATTENTION).reference
+    for answer in (own, type("Mine", (own,), {})):
+        assert not check(ATTENTION, answer).passed
+    assert "write it yourself" in capsys.readouterr().out
 
 
 def test_squeeze_of_everything_loses_the_batch_axis_and_points():
@@ -477,8 +534,8 @@ def test_parameters_under_other_names_fail_strictly():
 
     verdict = evaluate(ATTENTION, Renamed)
     assert verdict.kind == "raised"
-    assert 'Missing key(s) in state_dict: "W.weight"' in verdict.message
-    assert 'Unexpected key(s) in state_dict: "query_proj.weight"' in verdict.message
+    assert "must keep its parameters `query_proj.weight` (6, 4)" in verdict.message
+    assert "`W.weight` (6, 4)" in verdict.message
 
 
 def test_a_bias_too_many_fails_strictly():
@@ -487,7 +544,7 @@ def test_a_bias_too_many_fails_strictly():
             super().__init__(query_dim, key_dim, hidden_dim)
             self.key_proj = nn.Linear(key_dim, hidden_dim)
 
-    assert 'Missing key(s) in state_dict: "key_proj.bias"' in evaluate(ATTENTION, Biased).message
+    assert "`key_proj.bias` (6,). Leave `__init__` as it was" in evaluate(ATTENTION, Biased).message
 
 
 def test_a_missing_method_is_reported():

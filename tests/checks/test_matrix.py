@@ -57,7 +57,9 @@ def test_every_misconception_is_caught(id, name):
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_nine_in_ten_misconceptions_are_named_first_and_correctly(chapter):
     named = {
-        (spec.id, name): names(v) for spec in implementations(chapter) for name, v in matrix.misconceptions(spec.id).items()
+        (spec.id, name): names(v)
+        for spec in implementations(chapter)
+        for name, v in matrix.misconceptions(spec.id).items()
     }
     wrong = {key: found for key, found in named.items() if found != [key[1]]}
     assert len(wrong) <= 0.1 * len(named), wrong

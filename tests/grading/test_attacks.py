@@ -233,3 +233,23 @@ def test_a_known_mistake_is_named_as_check_names_it(graded):
     grade = graded([*NO_CONTEXT, mean])
     verdict = next(v for v in grade.verdicts if v.exercise.id == "bahdanau/context_vector")
     assert [mistake.name for mistake in verdict.mistakes] == ["uniform"]
+
+
+def test_what_a_notebook_accepts_the_grader_accepts(graded):
+    i = next(i for i, cell in enumerate(SOLVED) if cell.lstrip().startswith("def additive_score"))
+    timed = [*SOLVED[:i], "%%time\n" + SOLVED[i], *SOLVED[i + 1 :]]
+    assert graded(timed).points == FULL
+    drive = ["from google.colab import drive\n" + cell if "from torch import nn" in cell else cell for cell in SOLVED]
+    assert drive != SOLVED
+    assert graded(drive).points == FULL
+
+
+def test_a_syntax_error_in_an_answer_is_said_with_its_cell(graded):
+    i = next(i for i, cell in enumerate(SOLVED) if cell.lstrip().startswith("def context_vector"))
+    grade = graded([*SOLVED[:i], SOLVED[i].replace("):", ")", 1), *SOLVED[i + 1 :]])
+    assert grade.points == FULL - 1
+    verdict = next(v for v in grade.verdicts if v.exercise.defines == "context_vector")
+    assert verdict.kind == "raised"
+    assert verdict.message.startswith(
+        f"Code cell {i + 1}, which defines `context_vector`, could not be run: SyntaxError"
+    )

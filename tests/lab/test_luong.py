@@ -135,7 +135,7 @@ def test_bad_orders_are_named():
 
 
 def test_a_translator_with_its_own_attention_is_not_saved(tmp_path):
-    with pytest.raises(TypeError, match="LuongAttention"):
+    with pytest.raises(TypeError, match="make LuongAttention: save its state dict"):
         save_translator(translator(), tmp_path / "model.safetensors", {})
     assert list(tmp_path.iterdir()) == []
 

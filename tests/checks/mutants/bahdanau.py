@@ -432,6 +432,12 @@ def _(weights, values):
     return torch.bmm(F.softmax(weights, dim=2), values)
 
 
+@mutant("context_vector", "renormalised")
+def _(weights, values):
+    shares = torch.stack([row / row.sum() for row in weights.flatten(0, 1)]).view_as(weights)
+    return torch.einsum("bts,bsd->btd", shares, values)
+
+
 @mutant("context_vector", "weights_transposed")
 def _(weights, values):
     return torch.bmm(weights.permute(0, 2, 1), values)

@@ -781,8 +781,7 @@ def _(candidate):
         return False
     doubled = candidate(2 * query, keys, weight), candidate(query, 3 * keys, weight), candidate(query, keys, -weight)
     linear = all(
-        torch.allclose(changed, factor * scores, atol=1e-3)
-        for changed, factor in zip(doubled, (2, 3, -1), strict=True)
+        torch.allclose(changed, factor * scores, atol=1e-3) for changed, factor in zip(doubled, (2, 3, -1), strict=True)
     )
     by_hand = (query[1, 2] * (weight @ keys[1, 3])).sum()
     return linear and torch.isclose(scores[1, 2, 3], by_hand, atol=1e-4)
