@@ -55,8 +55,8 @@ def _grade(paths: list[Path], out: Path, level: str, seed: int) -> int:
                 raise NotebookError(f"{path.name} has no exercise of this course in it")
             read[path] = (cells, chosen)
         except (NotebookError, OSError) as error:
-            why = f"there is no such file: {path}" if isinstance(error, FileNotFoundError) else f"{path}: {error}"
-            print(why, file=sys.stderr)
+            why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+            print(f"{path}: {why}", file=sys.stderr)
             records[str(path)], failed = {"score": 0, "tests": [], "output": why}, failed + 1
     exams: dict[tuple[str, ...], Exam] = {}
     given = {name for _, chosen in read.values() for exercise in chosen for name in exercise.given}

@@ -128,7 +128,7 @@ def test_what_cannot_be_graded_is_said_and_the_rest_is_graded(tmp_path, capsys):
     ):
         record = results[str(path)]
         assert (record["score"], record["tests"]) == (0, []) and words in record["output"], path
-        assert f"{path}: {record['output']}" in said.err
+        assert record["output"] in said.err.splitlines() and str(path) in record["output"]
     assert str(good) in said.out
 
 
@@ -165,19 +165,42 @@ def test_without_isolation(tmp_path, capsys):
     assert "isolation C" in capsys.readouterr().out
 
 
-def test_a_machine_that_cannot_isolate_says_so_and_writes_nothing(tmp_path, capsys, monkeypatch):
+def test_a_machine_that_cannot_isolate_says_so_and_grades_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(isolation, "available", lambda: "namespaces are refused")
     code, results = run(SOLVED, out=tmp_path / "out.json")
-    assert (code, results) == (1, None)
+    assert (code, results) == (1, {})
     said = capsys.readouterr().err
     assert said.startswith("attncourse grade: this machine cannot isolate a learner's code: namespaces are refused.")
     assert "--isolation C" in said
 
 
-def test_stopping_it(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(examiner, "grade", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-    code, _ = run(SOLVED, out=tmp_path / "out.json")
-    assert code == 130 and capsys.readouterr().err == "stopped\n"
+def test_results_that_cannot_be_written_are_said_before_anything_is_graded(tmp_path, capsys):
+    code, results = run(SOLVED, out=tmp_path / "no" / "folder" / "out.json")
+    assert (code, results) == (2, None)
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("attncourse grade: cannot write ")
+
+
+def test_stopping_it_keeps_what_is_graded(tmp_path, capsys, monkeypatch):
+    real, calls = examiner.grade, []
+
+    def second_time_stopped(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(examiner, "grade", second_time_stopped)
+    code, results = run(FRESH, SOLVED, out=tmp_path / "out.json")
+    assert code == 130 and list(results) == [str(FRESH)]
+    assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize("seed", [1, 77])
+def test_other_inputs_judge_alike(seed, tmp_path, capsys):
+    code, results = run(SOLVED, "--seed", seed, out=tmp_path / "out.json")
+    assert code == 0 and results[str(SOLVED)]["score"] == FULL
+    assert "Results of 1 notebook: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [[], ["grade"], ["grade", "x.ipynb", "--isolation", "B"], ["grad", "x.ipynb"]])

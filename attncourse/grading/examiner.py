@@ -159,8 +159,8 @@ class Child:
             while True:
                 reply = self._receive(min(end, time.monotonic() + times.cell))
                 if "errors" in reply:
-                    return _cell_reply(reply)
-                at = reply["cell"] if isinstance(reply.get("cell"), int) else at
+                    return _cell_reply(reply, len(cells))
+                at = int(reply["cell"]) if reply.get("cell") in range(len(cells)) else at
         except Died as died:
             died.cell = at
             raise
@@ -199,13 +199,13 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
 
 
-def _cell_reply(reply: dict) -> dict:
+def _cell_reply(reply: dict, n_cells: int) -> dict:
     """What running the cells gave, of the right types even if it is forged."""
     errors, candidates = reply["errors"], reply.get("candidates")
     if not isinstance(errors, dict) or not isinstance(candidates, dict):
         raise Died("it wrote to the examiner's channel")
     return {
-        "errors": {int(i): str(text)[-500:] for i, text in errors.items() if i.isdecimal() and len(i) < 6},
+        "errors": {i: str(errors[str(i)])[-500:] for i in range(n_cells) if str(i) in errors},
         "candidates": {name: n for name, n in candidates.items() if isinstance(n, int)},
     }
 
