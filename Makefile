@@ -1,5 +1,5 @@
 # make book and make test do everything on a fresh machine. TORCH='…' passes pip arguments for torch.
-.PHONY: help setup book serve check test test-all exercises matrix bench lab clean
+.PHONY: help setup book serve check lint unit notebooks-run pages test test-all colab exercises matrix bench lab clean
 .DEFAULT_GOAL := help
 export TORCH PYTHON
 # The work is many small tensors, and it is spread over processes: more threads would only wait for each other.
@@ -35,7 +35,7 @@ unit: .venv/test.stamp
 	$(call say,Unit tests; oracles and mutants)
 	@$(PYTEST) -m 'not browser' -n 2
 
-check: lint unit  ## quick: lint and unit tests, before every commit (at most 90 s)
+check: lint unit  ## quick: lint and unit tests, before every commit (a minute or two)
 
 notebooks-run: .venv/test.stamp
 	$(call say,Every notebook from top to bottom)
@@ -53,9 +53,14 @@ test:  ## everything that CI runs
 	@$(MAKE) --no-print-directory pages
 	$(call say,All checks passed)
 
-test-all: test  ## before a release: everything, the slow checks too
+test-all: test colab  ## before a release: everything, the slow checks too
 
-exercises: .venv/test.stamp  ## format the notebooks, make exercises/ from solutions/
+colab: .venv/test.stamp  ## run every notebook as Colab would, and grade what Colab saves
+	$(call say,Every notebook as in Colab)
+	@$(BIN)/python -m scripts.colab_check
+
+exercises: .venv/test.stamp  ## put the set-up cell in, format, and make exercises/ from solutions/
+	@$(BIN)/python -m scripts.setup_cell
 	@$(NARROW) notebooks solutions
 	@$(BIN)/python scripts/exercises.py
 

@@ -109,8 +109,9 @@ def test_bibliography_keys_are_unique_and_complete():
     text = (ROOT / "book" / "references.bib").read_text()
     keys = re.findall(r"^@\w+\{(\w+),", text, re.MULTILINE)
     assert len(keys) == len(set(keys))
-    for needed in ("author", "title", "year", "eprint"):
-        assert len(re.findall(rf"^  {needed} +=", text, re.MULTILINE)) == len(keys)
+    for needed in ("author", "title", "year", "eprint|doi"):  # of a preprint its number, else the DOI
+        entries = re.split(r"^@", text, flags=re.MULTILINE)[1:]
+        assert all(re.search(rf"^  ({needed}) +=", entry, re.MULTILINE) for entry in entries), needed
 
 
 @pytest.mark.parametrize("path", EXTENSIONS, ids=lambda path: path.name)
@@ -204,6 +205,23 @@ def test_matrix_becomes_tables():
         "| 8 of 9, 1 equivalent | 4 of 4 |" in text
     )
     assert "| a \\| b | yes | **no** |" in text
+
+
+def test_exercises_that_ask_for_a_test_have_a_table_of_their_own():
+    numbers = {"right": 5, "wrong": 7, "good_tests": {"total": 4, "told": 4}, "lax_tests": {"total": 9, "told": 8}}
+    reverse = {
+        "id": "a/test",
+        "title": "Write the test",
+        "reverse": numbers | {"strict_tests": {"total": 3, "told": 3}},
+    }
+    markdown = load("attncourse_pages").matrix_markdown
+    text = markdown(MATRIX | {"exercises": [*MATRIX["exercises"], reverse]})
+    assert (
+        "\n| --- | --- | --- | --- | --- |\n| Write the test (`a/test`) | 5 and 7 | 4 of 4 | 8 of 9 | 3 of 3 |\n"
+        in text
+    )
+    assert "2 misconceptions in 1 exercise: " in text
+    assert "writes a test" not in markdown(MATRIX)
 
 
 def test_committed_matrix_becomes_tables():

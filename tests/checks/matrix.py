@@ -186,7 +186,7 @@ def reverse_row(spec: ReverseExercise) -> dict[str, Any]:
     return {
         "right": len(spec.right),
         "wrong": len(spec.misconceptions),
-        "good_tests": {"total": len(verdicts["good"]), "passed": sum(v.passed for v in verdicts["good"].values())},
+        "good_tests": {"total": len(verdicts["good"]), "told": sum(v.passed for v in verdicts["good"].values())},
         "lax_tests": {"total": len(told), "told": sum(told)},
         "strict_tests": {
             "total": len(verdicts["strict"]),
