@@ -39,5 +39,10 @@ def comparison(chapter: str) -> Output:
     if chapter not in chapters:
         raise ValueError(f"no row of the comparison table belongs to {chapter!r}; there are {', '.join(chapters)}")
     last = max(i for i, name in enumerate(chapters) if name == chapter)
+    new = chapters.count(chapter)
     shown = [{title: row[name] for name, title in COLUMNS.items()} for row in rows[: last + 1]]
-    return table(shown, caption="The running comparison; the last row is new.", kind="comparison")
+    return table(
+        shown,
+        caption=f"The running comparison; the last {'row is' if new == 1 else f'{new} rows are'} new.",
+        kind="comparison",
+    )
