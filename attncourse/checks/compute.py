@@ -84,9 +84,12 @@ def run_test(test: Callable, candidate: Callable) -> Outcome:
             return Outcome(False)
         except (Exception, SystemExit) as error:
             return Outcome(False, _failure(error))
-    if returned is None or type(returned).__name__ in ("bool", "bool_", "Tensor"):  # Python's, NumPy's, a tensor of one
+    if returned is None:
+        return Outcome(True, said_nothing=True)
+    kind = str(returned.dtype) if isinstance(returned, Tensor) else type(returned).__name__
+    if kind in ("bool", "bool_", "torch.bool"):  # Python's, NumPy's, a tensor's
         return Outcome(accepted)
-    return Outcome(False, Failure("TypeError", f"the test returned a {type(returned).__name__}, not True or False"))
+    return Outcome(False, Failure("TypeError", f"the test returned a {kind}, not True or False"))
 
 
 def _load(target: Any, state: dict[str, Tensor]) -> None:

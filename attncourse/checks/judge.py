@@ -44,8 +44,8 @@ class Difference:
 class Verdict:
     """How an answer was judged.
 
-    kind: "passed", "not attempted", "raised", "forbidden", "type", "shape", "dtype", "nan", "mistake" (values
-    that equal a known mistake) or "different" (values that equal none); for a learner's test also "misses" and "too
+    kind: "passed", "not attempted", "raised", "forbidden", "type", "shape", "dtype", "nan", "gradient", "mistake"
+    (values that equal a known mistake) or "different" (that equal none); for a learner's test also "misses" and "too
     strict"; mistakes: the misconceptions recognised, one or two, whatever the kind (for a test: those it lets
     through); advice: habits worth changing, which cost no points; share: of the points, where not all or none.
     """
@@ -101,6 +101,8 @@ def judge(exercise: Exercise, question: Question, replies: Sequence[Reply]) -> V
     difference = next(_differences(exercise, scored), None) if kind == "different" else None
     if kind == "different" and mistakes:
         kind, message = "mistake", ""
+    elif kind == "gradient" and mistakes:
+        message = ""
     return Verdict(exercise, kind, message, mistakes, difference)
 
 
@@ -110,7 +112,7 @@ Row = tuple[Script, Reply, Reply]  # a script, the reference's reply, the answer
 def _first_problem(exercise: Exercise, rows: list[Row]) -> tuple[str, str] | None:
     """The first thing wrong, in the order that a learner can act on; None when all is right."""
     stages = [("raised", _raised), ("type", _type), ("shape", _shape), ("dtype", _dtype), ("nan", _nan)]
-    for kind, stage in [*stages, ("different", _different)]:
+    for kind, stage in [*stages, ("different", _different), ("gradient", _gradient)]:
         for script, expected, reply in rows:
             message = stage(exercise, script, expected, reply)
             if message is not None:
@@ -194,15 +196,19 @@ def _nan(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> s
 
 def _different(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> str | None:
     if all(_close(exercise, got, right) for _, right, got in _outputs(exercise, expected, reply)):
-        pairs = zip(expected.results, reply.results, strict=True)
-        if not exercise.compare_gradients or all(_same_gradients(exercise, *pair) for pair in pairs):
-            return None
-        return "The values are right and their gradient is not, which here is half of the task."
+        return None
     for held in exercise.properties:
         calls = zip(script.calls, expected.results, reply.results, strict=True)
         if not all(held.holds(call, result) for call, right, result in calls if right.outputs):
             return f"A right answer keeps this, and yours does not: {held.text}."
     return "The values differ, and they equal no mistake that this check knows."
+
+
+def _gradient(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> str | None:
+    pairs = zip(expected.results, reply.results, strict=True)
+    if not exercise.compare_gradients or all(_same_gradients(exercise, *pair) for pair in pairs):
+        return None
+    return "The values are right and their gradient is not, which here is half of the task."
 
 
 def _differences(exercise: Exercise, rows: list[Row]) -> Iterator[Difference]:

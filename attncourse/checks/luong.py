@@ -510,8 +510,8 @@ STRAIGHT_THROUGH = Exercise(
         Misconception(
             "no_gradient",
             "the choice is right, and no gradient reaches the scores",
-            "argmax is constant almost everywhere. Add the weights and take their value away again: "
-            "`hard + weights - weights.detach()`.",
+            "argmax is constant almost everywhere, so it passes no gradient. Add something whose value is zero and "
+            "whose gradient is that of the weights.",
             "Soft and hard",
         ),
         Misconception(

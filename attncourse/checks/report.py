@@ -15,6 +15,7 @@ HEADINGS = {
     "shape": ("✗", "not the right shape"),
     "dtype": ("✗", "not the right dtype"),
     "nan": ("✗", "not finite"),
+    "gradient": ("✗", "not the right gradient"),
     "mistake": ("✗", "not the right values"),
     "different": ("✗", "not the right values"),
     "misses": ("✗", "some wrong implementations pass your test"),

@@ -107,8 +107,10 @@ def judge(exercise: ReverseExercise, asked: Sequence[Candidate], outcomes: Seque
     failures = [outcome.failure for candidate, outcome in pairs if outcome.failure and candidate.mistake is None]
     if failures:
         where = f" in line {failures[0].line} of the cell, `{failures[0].code}`" if failures[0].code else ""
-        error = error_text(failures[0]).removeprefix("CandidateRaised: ")
-        text = f"On a right implementation your test failed itself{where}: {error}."
+        own = failures[0].type in ("CandidateRaised", "Placeholder", "NotWritten")  # their messages say it all
+        error = failures[0].message if own else error_text(failures[0])
+        where = "" if failures[0].type == "NotWritten" else where
+        text = f"On a right implementation your test failed itself{where}: {error.rstrip('.')}."
         return Verdict(exercise, "raised", text)
     rejected = [candidate.name for candidate, outcome in pairs if candidate.mistake is None and not outcome.accepted]
     accepted = {candidate.name for candidate, outcome in pairs if outcome.accepted}
@@ -119,9 +121,17 @@ def judge(exercise: ReverseExercise, asked: Sequence[Candidate], outcomes: Seque
             f"Your test rejects {len(rejected)} of {len(exercise.right)} right implementations: {', '.join(rejected)}. "
             "Compare with a tolerance (`torch.allclose`), and ask for nothing that the task does not promise."
         )
+        if len(rejected) == len(exercise.right):
+            text = (
+                f"Your test rejects all {len(rejected)} right implementations, so what you compare with is probably "
+                "wrong. Work one score out by hand and compare."
+            )
         return Verdict(exercise, "too strict", text)
     if missed:
         found = n_wrong - len(missed)
-        text = f"It accepts every right implementation and rejects {found} of {n_wrong} wrong ones. It lets through:"
+        text = f"It accepts every right implementation and rejects {found} of {n_wrong} wrong ones."
+        if any(outcome.said_nothing for outcome in outcomes):
+            text += " It returns None, which counts as accepted: is a `return` or an `assert` missing?"
+        text += " It lets through:"
         return Verdict(exercise, "misses", text, missed, share=found / n_wrong)
     return Verdict(exercise, "passed", "Correct.")

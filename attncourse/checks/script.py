@@ -89,7 +89,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a learner's test said of one candidate: accepted or not, or the failure of the test itself."""
+    """What a learner's test said of one candidate: accepted or not, or the failure of the test itself.
+
+    said_nothing: it returned None, which accepts.
+    """
 
     accepted: bool
     failure: Failure | None = None
+    said_nothing: bool = False

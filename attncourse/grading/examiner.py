@@ -249,7 +249,9 @@ def _is_failure(failure: object) -> bool:
 
 
 def _is_outcome(outcome: object) -> bool:
-    return isinstance(outcome, Outcome) and isinstance(outcome.accepted, bool) and _is_failure(outcome.failure)
+    if not isinstance(outcome, Outcome) or not _is_failure(outcome.failure):
+        return False
+    return isinstance(outcome.accepted, bool) and isinstance(outcome.said_nothing, bool)
 
 
 def grade(cells: Sequence[str], exam: Exam, workers: Workers, times: Times | None = None) -> Grade:

@@ -95,7 +95,12 @@ class _Runner:
         self.channel = channel
         self.pid = os.getpid()
         os.register_at_fork(after_in_child=channel.close)  # what the learner forks does not speak for the learner
-        self.namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins, "get_ipython": _NoIPython}
+        self.namespace: dict[str, Any] = {
+            "__name__": "__main__",
+            "__builtins__": builtins,
+            "get_ipython": _NoIPython,
+            "display": print,
+        }
         self.candidates: dict[str, list[Any]] = {}
         for stream in (0, 1, 2):
             os.dup2(os.open("/dev/null", os.O_RDWR), stream)

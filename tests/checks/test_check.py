@@ -192,6 +192,7 @@ def verdicts():
         evaluate(CONTEXT, lambda w, v: v),
         evaluate(CONTEXT, lambda w, v: (w @ v).double()),
         evaluate(SOFTMAX, mutants[SOFTMAX, "empty_rows_nan"]),
+        evaluate("luong/straight_through", lambda s: 1.0 * (s == s.amax(-1, keepdim=True)) + 2 * (s - s.detach())),
         evaluate(CONTEXT, wrong),
         evaluate(CONTEXT, unknown),
         evaluate(TEST, lambda candidate: True),
