@@ -6,7 +6,7 @@ A mask is boolean and True means "may attend", as in PyTorch's `scaled_dot_produ
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_mask(mask: Tensor | None, shape: tuple[int, ...], device: torch.device | None = None) -> None:
@@ -72,36 +72,68 @@ def scaled_dot_product_attention(
     mask: Tensor | None = None,
     *,
     scale: float | None = None,
+    bias: Tensor | None = None,
     return_weights: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """softmax(query keyᵀ · scale) value, over the keys that `mask` allows.
+    """softmax(query keyᵀ · scale + bias) value, over the keys that `mask` allows.
 
     query (..., T, D), key (..., S, D), value (..., S, Dv), with equal leading axes, usually (B, H);
-    mask boolean, broadcastable to (..., T, S); scale defaults to D ** -0.5.
+    mask boolean, broadcastable to (..., T, S); scale defaults to D ** -0.5; bias, a number for each score (as ALiBi
+    adds), of the query's dtype and broadcastable to (..., T, S).
     Returns the output (..., T, Dv), or (output, weights (..., T, S)) with `return_weights`, which builds the
     T×S matrix; without it PyTorch's fused kernel runs. A query with no allowed key gets zeros.
 
     Raises ValueError for shapes or devices that do not fit, TypeError for dtypes that do not.
     Vaswani et al. 2017, equation 1. Differs from the paper: empty rows are defined.
     """
-    _check_tensors(query, key, value)
+    check_tensors(query, key, value)
     if scale is None:
         scale = query.shape[-1] ** -0.5
+    if bias is not None:
+        _check_bias(bias, query, key)
     if not return_weights:
         if mask is None:
-            return F.scaled_dot_product_attention(query, key, value, scale=scale)
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
         check_mask(mask, (*query.shape[:-1], key.shape[-2]), query.device)
         mask = torch.atleast_2d(mask)  # what the kernel needs
         # Kernels disagree about empty rows (0 or NaN, by device and version), so none sees one: an empty row
         # attends to everything, and its output is then set to zero, which makes its gradient zero too.
         empty = ~mask.any(-1, keepdim=True)  # (..., T, 1)
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask | empty, scale=scale)
+        allowed = mask | empty
+        added = allowed if bias is None else bias.masked_fill(~allowed, float("-inf"))
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=added, scale=scale)
         return output.masked_fill(empty, 0.0)
-    weights = masked_softmax(query @ key.transpose(-2, -1) * scale, mask)  # (..., T, S)
+    scores = query @ key.transpose(-2, -1) * scale  # (..., T, S)
+    weights = masked_softmax(scores if bias is None else scores + bias, mask)
     return weights @ value, weights  # (..., T, Dv), (..., T, S)
 
 
-def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+def check_sequence(name: str, x: Tensor, projection: nn.Linear) -> None:
+    """Raise unless x is (B, T, d) with the width, the dtype and the device that `projection` reads."""
+    if x.dim() != 3 or x.shape[-1] != projection.in_features:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}; it needs three axes, the last of size {projection.in_features}"
+        )
+    if x.device != projection.weight.device:
+        raise ValueError(f"devices differ: {name} {x.device}, the layer's weights {projection.weight.device}")
+    if x.dtype != projection.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"dtypes differ: {name} {x.dtype}, the layer's weights {projection.weight.dtype}")
+
+
+def check_at_least_one(**sizes: int) -> None:
+    """Raise ValueError for a size below 1, by its name."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size}, but it must be at least 1")
+
+
+def without_head_axis(mask: Tensor | None) -> Tensor | None:
+    """What a layer of one head makes of a mask (B, 1, T, S): the same without the axis of heads. Others stay."""
+    return mask[:, 0] if mask is not None and mask.dim() == 4 and mask.shape[1] == 1 else mask
+
+
+def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raise unless query (..., T, D), key (..., S, D), value (..., S, Dv) fit: ValueError, or TypeError for dtypes."""
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
     if min(query.dim(), key.dim(), value.dim()) < 2:
         raise ValueError(f"query, key and value need at least two axes (T, D): {shapes}")
@@ -117,3 +149,13 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise TypeError(f"query, key and value have dtype {query.dtype}; they must be floating-point")
     if not query.device == key.device == value.device:
         raise ValueError(f"devices differ: query {query.device}, key {key.device}, value {value.device}")
+
+
+def _check_bias(bias: Tensor, query: Tensor, key: Tensor) -> None:
+    shape = (*query.shape[:-1], key.shape[-2])
+    if bias.dim() > len(shape) or any(b not in (1, n) for b, n in zip(bias.shape[::-1], shape[::-1], strict=False)):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}, which does not broadcast to {tuple(shape)}")
+    if bias.dtype != query.dtype:
+        raise TypeError(f"dtypes differ: bias {bias.dtype}, query {query.dtype}; a boolean pattern is a mask")
+    if bias.device != query.device:
+        raise ValueError(f"devices differ: bias {bias.device}, query {query.device}")

@@ -11,6 +11,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from attncourse.attention import check_at_least_one
+
 
 def causal_mask(T: int, S: int | None = None) -> Tensor:
     """True where the key is not after the query. (T, S)."""
@@ -23,7 +25,7 @@ def sliding_window_mask(T: int, S: int | None = None, *, window: int, causal: bo
 
     Causal: query - window < key <= query. Not causal: |query - key| < window.
     """
-    _at_least_one(window=window)
+    check_at_least_one(window=window)
     query, key = _positions(T, S)
     distance = query - key
     return (distance >= 0) & (distance < window) if causal else distance.abs() < window
@@ -34,7 +36,7 @@ def strided_mask(T: int, S: int | None = None, *, stride: int, causal: bool = Tr
 
     Child et al. 2019, section 4.2, second head; its first head is `sliding_window_mask`.
     """
-    _at_least_one(stride=stride)
+    check_at_least_one(stride=stride)
     query, key = _positions(T, S)
     return _cut((query - key) % stride == 0, query, key, causal)
 
@@ -44,7 +46,7 @@ def fixed_mask(T: int, S: int | None = None, *, block: int, summary: int, causal
 
     Child et al. 2019, section 4.2, both heads of the fixed pattern together.
     """
-    _at_least_one(block=block, summary=summary)
+    check_at_least_one(block=block, summary=summary)
     if summary > block:
         raise ValueError(f"summary={summary} is larger than block={block}")
     query, key = _positions(T, S)
@@ -56,7 +58,7 @@ def dilated_mask(T: int, S: int | None = None, *, window: int, dilation: int, ca
 
     Beltagy et al. 2020, section 3.1. Differs from the paper: `window` counts keys on one side, self included.
     """
-    _at_least_one(window=window, dilation=dilation)
+    check_at_least_one(window=window, dilation=dilation)
     query, key = _positions(T, S)
     distance = query - key
     reached = (distance % dilation == 0) & (distance.abs() < window * dilation)
@@ -86,7 +88,7 @@ def random_block_mask(T: int, S: int | None = None, *, block: int, n_random: int
     Zaheer et al. 2020, section 2. Differs from the paper: only earlier blocks are drawn, which is what makes
     the pattern independent of the length and usable when decoding.
     """
-    _at_least_one(block=block)
+    check_at_least_one(block=block)
     if n_random < 0:
         raise ValueError(f"n_random={n_random}, but it must be at least 0")
     query, key = _positions(T, S)
@@ -118,15 +120,9 @@ def combine(*masks: Tensor, how: str = "or") -> Tensor:
 def _positions(T: int, S: int | None) -> tuple[Tensor, Tensor]:
     """Absolute positions of the queries (T, 1) and the keys (1, S)."""
     S = T if S is None else S
-    _at_least_one(T=T, S=S)
+    check_at_least_one(T=T, S=S)
     return torch.arange(S - T, S)[:, None], torch.arange(S)[None]
 
 
 def _cut(mask: Tensor, query: Tensor, key: Tensor, causal: bool) -> Tensor:
     return mask & (key <= query) if causal else mask
-
-
-def _at_least_one(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size}, but it must be at least 1")

@@ -14,7 +14,7 @@ MAY_IMPORT = {  # part of the package -> other parts
     "show": {"show", "root"},
     "grading": {"mechanism", "checks", "grading", "root"},
     "cli": {"mechanism", "checks", "grading", "lab", "show", "root"},
-    "root": {"checks"},
+    "root": {"checks", "mechanism"},
 }
 
 

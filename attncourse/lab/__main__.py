@@ -4,7 +4,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-EXPERIMENTS = ("bahdanau", "luong")
+EXPERIMENTS = ("bahdanau", "luong", "language")
 
 
 def main(arguments: list[str] | None = None) -> None:
