@@ -4,6 +4,8 @@ Letters, here and in every module: B batch, H heads, T queries, S keys, D head d
 A mask is boolean and True means "may attend", as in PyTorch's `scaled_dot_product_attention`.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,7 +95,7 @@ def scaled_dot_product_attention(
         _check_bias(bias, query, key)
     if not return_weights:
         if mask is None:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+            return fused_attention(query, key, value, bias, scale=scale)
         check_mask(mask, (*query.shape[:-1], key.shape[-2]), query.device)
         mask = torch.atleast_2d(mask)  # what the kernel needs
         # Kernels disagree about empty rows (0 or NaN, by device and version), so none sees one: an empty row
@@ -101,11 +103,34 @@ def scaled_dot_product_attention(
         empty = ~mask.any(-1, keepdim=True)  # (..., T, 1)
         allowed = mask | empty
         added = allowed if bias is None else bias.masked_fill(~allowed, float("-inf"))
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=added, scale=scale)
+        output = fused_attention(query, key, value, added, scale=scale)
         return output.masked_fill(empty, 0.0)
     scores = query @ key.transpose(-2, -1) * scale  # (..., T, S)
     weights = masked_softmax(scores if bias is None else scores + bias, mask)
     return weights @ value, weights  # (..., T, Dv), (..., T, S)
+
+
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    added: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """PyTorch's function, given the four axes that its fused kernels need: with any other number it builds T×S scores.
+
+    added: a boolean mask, or numbers for the scores. causal: top-left aligned as PyTorch has it, so only for T = S.
+    """
+    lead = query.shape[:-2]
+    if len(lead) != 2:
+        n = math.prod(lead)
+        query, key, value = (x.reshape(n, 1, *x.shape[-2:]) for x in (query, key, value))
+        if added is not None and added.dim() > 2:
+            added = added.expand(*lead, *added.shape[-2:]).reshape(n, 1, *added.shape[-2:])
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=added, scale=scale, is_causal=causal)
+    return output if len(lead) == 2 else output.reshape(*lead, *output.shape[-2:])
 
 
 def check_sequence(name: str, x: Tensor, projection: nn.Linear) -> None:

@@ -4,7 +4,6 @@ Vaswani et al. 2017, section 3.2.3 ("masked" attention of the decoder). Differs 
 aligned by position, so that a piece of a sequence, whose earlier keys stand in a cache, is masked right.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attncourse.attention import (
@@ -12,6 +11,7 @@ from attncourse.attention import (
     check_mask,
     check_sequence,
     check_tensors,
+    fused_attention,
     scaled_dot_product_attention,
     without_head_axis,
 )
@@ -35,7 +35,7 @@ def causal_attention(
     check_tensors(query, key, value)
     T, S = query.shape[-2], key.shape[-2]
     if T == S and mask is None and bias is None and not return_weights:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)  # never makes the T×T mask
+        return fused_attention(query, key, value, causal=True)  # never makes the T×T mask
     if T > 1:  # a single query is the last position, and sees every key
         check_mask(mask, (*query.shape[:-1], S), query.device)
         pattern = causal_mask(T, S).to(query.device)  # (T, S)

@@ -89,10 +89,8 @@ class MultiHeadAttention(nn.Module):
         """
         check_sequence("x", x, self.q_proj)
         source = self._source(x, context)
-        if cache is not None:
-            if not self.causal:
-                raise ValueError("a cache needs causal=True: else an earlier token's output depends on later ones")
-            cache.check_room(*x.shape[:2])
+        if cache is not None and not self.causal:
+            raise ValueError("a cache needs causal=True: else an earlier token's output depends on later ones")
         B, T, past = *x.shape[:2], 0 if cache is None else cache.length
         S = past + source.shape[1]
         check_mask(mask, (B, self.n_heads, T, S), x.device)  # before anything is stored

@@ -205,7 +205,7 @@ def test_nothing_to_attend_to_at_all(dtype, return_weights):
 def test_empty_rows_do_not_depend_on_the_kernel(monkeypatch):
     """Some kernels give NaN for an empty row; neither it nor its gradient may come through."""
 
-    def naive(query, key, value, attn_mask, scale):
+    def naive(query, key, value, attn_mask, scale, is_causal=False):
         scores = query @ key.transpose(-2, -1) * scale
         return scores.masked_fill(~attn_mask, float("-inf")).softmax(-1) @ value
 

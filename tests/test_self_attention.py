@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from attncourse.causal import CausalSelfAttention
+from attncourse.lab.measure import allocated_bytes
 from attncourse.self_attention import SelfAttention
 from tests.test_bahdanau import assert_all_equal, assert_equal, gradients, normal, on_devices, random_mask
 
@@ -130,3 +132,13 @@ def test_autocast_may_change_the_dtype():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(torch.zeros(2, 5, 6)).dtype == torch.bfloat16
         assert layer(torch.zeros(2, 5, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("layer", [SelfAttention(16), CausalSelfAttention(16)], ids=["self", "causal"])
+def test_without_weights_no_matrix_of_scores_is_made(layer):
+    """PyTorch fuses four axes only, and with three builds T×T without a word."""
+    x = torch.randn(1, 256, 16)
+    _, largest = allocated_bytes(lambda: layer(x))
+    assert largest <= 256 * 16 * 4
+    _, largest = allocated_bytes(lambda: layer(x, return_weights=True))
+    assert largest == 256 * 256 * 4
