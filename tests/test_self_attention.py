@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attncourse.attention import scaled_dot_product_attention
 from attncourse.causal import CausalSelfAttention
 from attncourse.lab.measure import allocated_bytes
 from attncourse.self_attention import SelfAttention
@@ -142,3 +143,16 @@ def test_without_weights_no_matrix_of_scores_is_made(layer):
     assert largest <= 256 * 16 * 4
     _, largest = allocated_bytes(lambda: layer(x, return_weights=True))
     assert largest == 256 * 256 * 4
+
+
+@pytest.mark.parametrize("scale", [None, 1.0, 100.0])
+def test_equal_keys_give_the_mean_value_whatever_the_scale(scale):
+    query, key, value = normal(B, 3, 4, seed=1), normal(B, 1, 4, seed=2).expand(B, T, 4), normal(B, T, 2, seed=3)
+    output = scaled_dot_product_attention(query, key, value, scale=scale)
+    assert_equal(output, value.mean(1, keepdim=True).expand(B, 3, 2))
+
+
+def test_a_vector_added_to_every_key_changes_nothing():
+    query, key, value = normal(B, 3, 4, seed=1), normal(B, T, 4, seed=2), normal(B, T, 2, seed=3)
+    moved = scaled_dot_product_attention(query, key + normal(B, 1, 4, seed=4), value)
+    assert_equal(moved, scaled_dot_product_attention(query, key, value))
