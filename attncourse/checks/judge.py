@@ -225,8 +225,8 @@ def _differences(exercise: Exercise, rows: list[Row]) -> Iterator[Difference]:
                     index,
                     got[index].item(),
                     right[index].item(),
-                    tuple(got[row].tolist()),
-                    tuple(right[row].tolist()),
+                    tuple(torch.atleast_1d(got[row]).tolist()),
+                    tuple(torch.atleast_1d(right[row]).tolist()),
                     (got.double() - right.double()).abs().nan_to_num(float("inf")).max().item(),
                 )
 

@@ -112,10 +112,15 @@ class Report:
 
 
 def _difference_lines(difference: Difference) -> list[str]:
-    index = ", ".join(map(str, difference.index))
-    return [
+    place = f"[{', '.join(map(str, difference.index))}]" if difference.index else ""
+    lines = [
         f"Smallest case where it shows ({difference.script}): {difference.sizes}.",
-        f"{difference.output}[{index}] is {difference.got:.5g}; it should be {difference.expected:.5g}.",
+        f"{difference.output}{place} is {difference.got:.5g}; it should be {difference.expected:.5g}.",
+    ]
+    if not difference.index:  # a single number has no row
+        return lines
+    return [
+        *lines,
         f"Your row:  {_row(difference.got_row)}",
         f"Right row: {_row(difference.expected_row)}",
     ]

@@ -124,7 +124,7 @@ def judge(exercise: ReverseExercise, asked: Sequence[Candidate], outcomes: Seque
         if len(rejected) == len(exercise.right):
             text = (
                 f"Your test rejects all {len(rejected)} right implementations, so what you compare with is probably "
-                "wrong. Work one score out by hand and compare."
+                "wrong. Work one number out by hand and compare."
             )
         return Verdict(exercise, "too strict", text)
     if missed:

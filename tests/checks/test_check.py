@@ -15,6 +15,7 @@ import attncourse
 from attncourse import checks
 from attncourse.checks import CheckFailed, Report, check, evaluate, exercise, exercises
 from attncourse.checks.report import HEADINGS
+from attncourse.checks.spec import Output
 from tests.checks import implementations, matrix
 
 SCORE, SOFTMAX, CONTEXT = "bahdanau/additive_score", "bahdanau/masked_softmax", "bahdanau/context_vector"
@@ -37,6 +38,31 @@ def wrong(weights, values):
 
 def unknown(weights, values):
     return weights @ values + 1
+
+
+def test_an_answer_that_is_a_single_number_is_compared_too():
+    def total(weights, values):
+        return (weights @ values).sum()
+
+    def too_large(weights, values):
+        return (weights @ values).sum() + 1
+
+    spec = replace(
+        exercise(CONTEXT),
+        reference=total,
+        faulty=lambda wrong: right,
+        outputs=(Output("total", ""),),
+        properties=(),
+        misconceptions=(),
+    )
+    question = checks.ask(spec, checks.SEEDS)
+    verdicts = [
+        checks.judge(spec, question, [checks.compute.run(answer, script) for script in question.scripts])
+        for answer in (total, too_large)
+    ]
+    assert verdicts[0].passed
+    text = str(Report(verdicts[1]))
+    assert re.search(r"\n  total is \S+; it should be", text) and "row" not in text
 
 
 # --- finding exercises ------------------------------------------------------------------------------------------
