@@ -129,6 +129,8 @@ def fused_attention(
         query, key, value = (x.reshape(n, 1, *x.shape[-2:]) for x in (query, key, value))
         if added is not None and added.dim() > 2:
             added = added.expand(*lead, *added.shape[-2:]).reshape(n, 1, *added.shape[-2:])
+    elif added is not None and added.dim() == 3:
+        added = added[None]  # (1, H, T, S)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=added, scale=scale, is_causal=causal)
     return output if len(lead) == 2 else output.reshape(*lead, *output.shape[-2:])
 

@@ -86,6 +86,11 @@ def main():
     env = environment()
     clear_outdated()
     # -W: without it a notebook that fails still gives exit status 0. --keep-going: report every fault, not the first.
+    unfinished = BUILD / ".unfinished"
+    if unfinished.exists():  # pages of a build that was killed look done, and have no search index
+        for path in PAGES:
+            shutil.rmtree(path, ignore_errors=True)
+    unfinished.touch()
     command = [str(Path(sys.executable).parent / "jupyter-book"), "build", str(ROOT), "-W", "--keep-going"]
     build = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True)
     try:
@@ -98,6 +103,7 @@ def main():
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
         report_failures(since=began)
         sys.exit(build.returncode)
+    unfinished.unlink()
     print(f"Built in {time.time() - began:.0f} s. Read it at file://{SITE / 'index.html'}")
     print("or run `make serve`.")
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from attncourse.attention import scaled_dot_product_attention
 from attncourse.causal import CausalSelfAttention
 from attncourse.cross_attention import CrossAttention
+from attncourse.lab.measure import allocated_bytes
 from attncourse.multi_head import MultiHeadAttention, merge_heads, split_heads
 from attncourse.positions import RotaryEmbedding
 from attncourse.self_attention import SelfAttention
@@ -203,3 +204,10 @@ def test_a_cache_needs_causal_attention(options):
     context = [torch.zeros(2, 4, 12)] if options else []
     with pytest.raises(ValueError, match="a cache needs causal=True"):
         layer(torch.zeros(2, 1, 12), *context, cache=layer.new_cache(2, 6))
+
+
+def test_slopes_do_not_keep_attention_from_being_fused():
+    """PyTorch wants a bias of four axes, and with three builds every matrix of scores."""
+    layer, x = MultiHeadAttention(16, 4, causal=True, alibi=True), torch.randn(3, 128, 16)
+    _, largest = allocated_bytes(lambda: layer(x))
+    assert largest == 4 * 128 * 128 * 4  # the bias, of all heads; scores would have the batch as well

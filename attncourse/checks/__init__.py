@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # The part of an id before the slash -> the module of its specifications, in the order of the chapters.
-CHAPTERS = ("start", "bahdanau", "luong")
+CHAPTERS = ("start", "bahdanau", "luong", "self_attention", "cross_attention", "causal", "multi_head", "positions")
 
 
 def exercises(chapter: str | None = None) -> list[Task]:

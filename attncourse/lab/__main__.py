@@ -4,7 +4,16 @@ import argparse
 import importlib
 from pathlib import Path
 
-EXPERIMENTS = ("bahdanau", "luong", "language")
+EXPERIMENTS = (
+    "bahdanau",
+    "luong",
+    "self_attention",
+    "causal",
+    "cross_attention",
+    "language",
+    "multi_head",
+    "positions",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

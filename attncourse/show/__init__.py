@@ -6,9 +6,12 @@ scripts a static figure or a disclosed answer stands in its place.
 
 from attncourse.show.code import source
 from attncourse.show.figures import MARKS, PALETTE, figure, style
+from attncourse.show.heads import heads
 from attncourse.show.html import Output
 from attncourse.show.pieces import alignment
 from attncourse.show.recall import predict, questions
+from attncourse.show.rotation import rotation
+from attncourse.show.steps import steps
 from attncourse.show.tables import comparison, table
 from attncourse.show.vectors import scores
 from attncourse.show.widgets import Choice, Slider, live, live_score, live_temperature
@@ -22,13 +25,16 @@ __all__ = [
     "alignment",
     "comparison",
     "figure",
+    "heads",
     "live",
     "live_score",
     "live_temperature",
     "predict",
     "questions",
+    "rotation",
     "scores",
     "source",
+    "steps",
     "style",
     "table",
 ]

@@ -16,7 +16,7 @@ from typing import Any
 
 from attncourse import attention, bahdanau
 from attncourse.checks import bahdanau as exercises
-from attncourse.checks import luong, start
+from attncourse.checks import causal, cross_attention, luong, multi_head, positions, self_attention, start
 
 # What is mutated for each exercise: the reference, or the functions and methods of it that a learner writes.
 PARTS: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
@@ -39,6 +39,26 @@ PARTS: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
     "luong/attentional_vector": ((luong.attentional_vector, ()),),
     "luong/local_weights": ((luong.local_weights, ()),),
     "luong/straight_through": ((luong.straight_through, ()),),
+    "self_attention/project_tokens": ((self_attention.project_tokens, ()),),
+    "self_attention/scaled_scores": ((self_attention.scaled_scores, ()),),
+    "self_attention/masked_attention": ((self_attention.masked_attention, ()),),
+    "self_attention/OneHead": ((self_attention.OneHead, ("forward",)),),
+    "cross_attention/cross_scores": ((cross_attention.cross_scores, ()),),
+    "cross_attention/attend_to_context": ((cross_attention.attend_to_context, ()),),
+    "cross_attention/image_patches": ((cross_attention.image_patches, ()),),
+    "cross_attention/CrossHead": ((cross_attention.CrossHead, ("forward",)),),
+    "causal/look_back_mask": ((causal.look_back_mask, ()),),
+    "causal/look_back_attention": ((causal.look_back_attention, ()),),
+    "causal/shifted_loss": ((causal.shifted_loss, ()),),
+    "causal/ragged_mask": ((causal.ragged_mask, ()),),
+    "multi_head/split_into_heads": ((multi_head.split_into_heads, ()),),
+    "multi_head/join_heads": ((multi_head.join_heads, ()),),
+    "multi_head/all_heads": ((multi_head.all_heads, ()),),
+    "multi_head/keep_heads": ((multi_head.keep_heads, ()),),
+    "positions/sine_table": ((positions.sine_table, ()),),
+    "positions/rotate_pairs": ((positions.rotate_pairs, ()),),
+    "positions/slope_bias": ((positions.slope_bias, ()),),
+    "positions/rotary_scores": ((positions.rotary_scores, ()),),
 }
 
 EQUIVALENT: dict[tuple[str, str], str] = {
@@ -171,6 +191,247 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "luong/straight_through",
         "straight_through: return hard + weights - weights.detach() -> return weights + hard - weights.detach()",
     ): "a sum does not depend on the order of its terms",
+    (
+        "self_attention/scaled_scores",
+        "scaled_scores: products = query @ key.transpose(1, 2) -> products = query @ key.transpose(2, 1)",
+    ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
+    (
+        "self_attention/scaled_scores",
+        "scaled_scores: return products / query.shape[-1] ** 0.5 -> return products / key.shape[-1] ** 0.5",
+    ): "a query and a key have one size",
+    (
+        "self_attention/masked_attention",
+        "masked_attention: scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5 -> "
+        "scores = query @ key.transpose(2, 1) / query.shape[-1] ** 0.5",
+    ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
+    (
+        "self_attention/masked_attention",
+        "masked_attention: scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5 -> "
+        "scores = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5",
+    ): "a query and a key have one size",
+    (
+        "self_attention/masked_attention",
+        "masked_attention: weights = scores.masked_fill(~mask, float('-inf')).softmax(-1).masked_fill(~mask, 0.0) -> "
+        "weights = scores.masked_fill(~mask, float('-1e9')).softmax(-1).masked_fill(~mask, 0.0)",
+    ): "the last fill makes forbidden weights, and so empty rows, exactly 0; beside scores of a few hundred "
+    "exp(-1e9) takes no share",
+    (
+        "self_attention/OneHead",
+        "OneHead.forward: scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5 -> "
+        "scores = query @ key.transpose(2, 1) / query.shape[-1] ** 0.5",
+    ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
+    (
+        "self_attention/OneHead",
+        "OneHead.forward: weights = scores.masked_fill(~mask, float('-inf')).softmax(-1).masked_fill(~mask, 0.0) -> "
+        "weights = scores.masked_fill(~mask, float('-1e9')).softmax(-1).masked_fill(~mask, 0.0)",
+    ): "the last fill makes forbidden weights, and so empty rows, exactly 0; beside scores of this size exp(-1e9) "
+    "takes no share",
+    (
+        "cross_attention/cross_scores",
+        "cross_scores: return query @ key.transpose(1, 2) / query.shape[-1] ** 0.5 -> "
+        "return query @ key.transpose(2, 1) / query.shape[-1] ** 0.5",
+    ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
+    (
+        "cross_attention/attend_to_context",
+        "attend_to_context: real = torch.arange(key.shape[1]) < context_lengths[:, None] -> "
+        "real = torch.arange(value.shape[1]) < context_lengths[:, None]",
+    ): "there are as many values as keys",
+    (
+        "cross_attention/attend_to_context",
+        "attend_to_context: scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5 -> "
+        "scores = query @ key.transpose(2, 1) / query.shape[-1] ** 0.5",
+    ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
+    (
+        "cross_attention/attend_to_context",
+        "attend_to_context: scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5 -> "
+        "scores = query @ key.transpose(1, 2) / key.shape[-1] ** 0.5",
+    ): "a query and a key have one size",
+    (
+        "cross_attention/attend_to_context",
+        "attend_to_context: weights = scores.masked_fill(padding, float('-inf')).softmax(-1)"
+        ".masked_fill(padding, 0.0) -> "
+        "weights = scores.masked_fill(padding, float('-1e9')).softmax(-1).masked_fill(padding, 0.0)",
+    ): "the last fill makes the padding's weights, and so empty rows, exactly 0; beside scores of this size exp(-1e9) "
+    "takes no share",
+    (
+        "cross_attention/image_patches",
+        "image_patches: return by_patch.reshape(B, rows * columns, C * patch * patch) -> "
+        "return by_patch.reshape(B, columns * rows, C * patch * patch)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "cross_attention/image_patches",
+        "image_patches: return by_patch.reshape(B, rows * columns, C * patch * patch) -> "
+        "return by_patch.reshape(B, rows * columns, patch * (C * patch))",
+    ): "a product does not depend on the order of its factors",
+    (
+        "cross_attention/image_patches",
+        "image_patches: return by_patch.reshape(B, rows * columns, C * patch * patch) -> "
+        "return by_patch.reshape(B, rows * columns, patch * C * patch)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "cross_attention/CrossHead",
+        "CrossHead.forward: scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5 -> "
+        "scores = query @ key.transpose(2, 1) / query.shape[-1] ** 0.5",
+    ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
+    (
+        "cross_attention/CrossHead",
+        "CrossHead.forward: weights = scores.masked_fill(padding, float('-inf')).softmax(-1)"
+        ".masked_fill(padding, 0.0) -> "
+        "weights = scores.masked_fill(padding, float('-1e9')).softmax(-1).masked_fill(padding, 0.0)",
+    ): "the last fill makes the padding's weights, and so empty rows, exactly 0; beside scores of this size exp(-1e9) "
+    "takes no share",
+    (
+        "causal/look_back_attention",
+        "look_back_attention: T, S = (query.shape[1], key.shape[1]) -> T, S = (query.shape[1], value.shape[1])",
+    ): "there are as many keys as values",
+    (
+        "causal/look_back_attention",
+        "look_back_attention: scores = query @ key.mT / query.shape[-1] ** 0.5 -> "
+        "scores = query @ key.mT / key.shape[-1] ** 0.5",
+    ): "a query and a key have one size",
+    (
+        "causal/look_back_attention",
+        "look_back_attention: later = torch.ones(T, S).triu(S - T + 1).bool() -> "
+        "later = torch.ones(T, S).triu(1 + (S - T)).bool()",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "causal/look_back_attention",
+        "look_back_attention: return scores.masked_fill(later, float('-inf')).softmax(-1) @ value -> "
+        "return scores.masked_fill(later, float('-1e9')).softmax(-1) @ value",
+    ): "every query sees a key, itself, beside which exp(-1e9) is exactly 0",
+    (
+        "causal/shifted_loss",
+        "shifted_loss: logs = logits[:, :-1].log_softmax(-1) -> logs = logits.log_softmax(-1)",
+    ): "gather reads as many places as it is given tokens, so the last logits stay unread",
+    (
+        "causal/shifted_loss",
+        "shifted_loss: logs = logits[:, :-1].log_softmax(-1) -> logs = logits[:,].log_softmax(-1)",
+    ): "gather reads as many places as it is given tokens, so the last logits stay unread",
+    (
+        "causal/shifted_loss",
+        "shifted_loss: return -logs.gather(-1, wanted).squeeze(-1).mean(-1) -> "
+        "return -logs.gather(-1, wanted).squeeze(-1).mean(1)",
+    ): "of two axes, 1 is the last",
+    (
+        "causal/ragged_mask",
+        "ragged_mask: return causal & real[:, None] -> return causal * real[:, None]",
+    ): "the product of booleans is their conjunction",
+    (
+        "causal/ragged_mask",
+        "ragged_mask: return causal & real[:, None] -> return real[:, None] & causal",
+    ): "a conjunction does not depend on the order of its terms",
+    (
+        "multi_head/split_into_heads",
+        "split_into_heads: return x.reshape(B, T, n_heads, D).transpose(1, 2) -> "
+        "return x.reshape(B, T, n_heads, D).transpose(2, 1)",
+    ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
+    (
+        "multi_head/join_heads",
+        "join_heads: return x.transpose(1, 2).reshape(B, T, H * D) -> return x.transpose(1, 2).reshape(B, T, D * H)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "multi_head/join_heads",
+        "join_heads: return x.transpose(1, 2).reshape(B, T, H * D) -> return x.transpose(2, 1).reshape(B, T, H * D)",
+    ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
+    (
+        "multi_head/all_heads",
+        "all_heads: weights = scores.masked_fill(~mask[:, None], float('-inf')).softmax(-1) -> "
+        "weights = scores.masked_fill(~mask[:, None], float('-1e9')).softmax(-1)",
+    ): "every query has an allowed key, beside which exp(-1e9) is exactly 0",
+    (
+        "multi_head/keep_heads",
+        "keep_heads: kept = heads * keep[:, None, None] -> kept = keep[:, None, None] * heads",
+    ): "a product does not depend on the order of its factors",
+    (
+        "positions/sine_table",
+        "sine_table: frequencies = 10000.0 ** (-torch.arange(0, d_model, 2) / d_model) -> "
+        "frequencies = 10001.0 ** (-torch.arange(0, d_model, 2) / d_model)",
+    ): "over a dozen positions a base larger by one part in ten thousand changes no sine by more than the check allows",
+    (
+        "positions/sine_table",
+        "sine_table: angles = torch.arange(n_positions)[:, None] * frequencies -> "
+        "angles = frequencies * torch.arange(n_positions)[:, None]",
+    ): "a product does not depend on the order of its factors",
+    (
+        "positions/rotate_pairs",
+        "rotate_pairs: frequencies = base ** (-torch.arange(0, D, 2).to(x) / D) -> "
+        "frequencies = base ** (-torch.arange(0, D, 2) / D)",
+    ): "dividing whole numbers gives float32: in float64 the angles are then off by one in ten million, and the "
+    "check allows more",
+    (
+        "positions/rotate_pairs",
+        "rotate_pairs: frequencies = base ** (-torch.arange(0, D, 2).to(x) / D) -> "
+        "frequencies = base ** (-torch.arange(0, D, 2).to(positions) / D)",
+    ): "dividing whole numbers gives float32: in float64 the angles are then off by one in ten million, and the "
+    "check allows more",
+    (
+        "positions/rotate_pairs",
+        "rotate_pairs: angles = positions[..., None] * frequencies -> angles = frequencies * positions[..., None]",
+    ): "a product does not depend on the order of its factors",
+    (
+        "positions/rotate_pairs",
+        "rotate_pairs: turned = (first * angles.cos() - second * angles.sin(), first * angles.sin() + second * "
+        "angles.cos()) -> turned = (first * angles.cos() - second * angles.sin(), second * angles.cos() + first * "
+        "angles.sin())",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "positions/rotate_pairs",
+        "rotate_pairs: turned = (first * angles.cos() - second * angles.sin(), first * angles.sin() + second * "
+        "angles.cos()) -> turned = (angles.cos() * first - second * angles.sin(), first * angles.sin() + second * "
+        "angles.cos())",
+    ): "a product does not depend on the order of its factors",
+    (
+        "positions/rotate_pairs",
+        "rotate_pairs: turned = (first * angles.cos() - second * angles.sin(), first * angles.sin() + second * "
+        "angles.cos()) -> turned = (first * angles.cos() - angles.sin() * second, first * angles.sin() + second * "
+        "angles.cos())",
+    ): "a product does not depend on the order of its factors",
+    (
+        "positions/rotate_pairs",
+        "rotate_pairs: turned = (first * angles.cos() - second * angles.sin(), first * angles.sin() + second * "
+        "angles.cos()) -> turned = (first * angles.cos() - second * angles.sin(), angles.sin() * first + second * "
+        "angles.cos())",
+    ): "a product does not depend on the order of its factors",
+    (
+        "positions/rotate_pairs",
+        "rotate_pairs: turned = (first * angles.cos() - second * angles.sin(), first * angles.sin() + second * "
+        "angles.cos()) -> turned = (first * angles.cos() - second * angles.sin(), first * angles.sin() + "
+        "angles.cos() * second)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "positions/slope_bias",
+        "slope_bias: slopes = 2.0 ** (-8 * torch.arange(1, n_heads + 1) / n_heads) -> "
+        "slopes = 2.0 ** (torch.arange(1, n_heads + 1) * -8 / n_heads)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "positions/slope_bias",
+        "slope_bias: slopes = 2.0 ** (-8 * torch.arange(1, n_heads + 1) / n_heads) -> "
+        "slopes = 2.0 ** (-8 * torch.arange(1, 1 + n_heads) / n_heads)",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "positions/slope_bias",
+        "slope_bias: distance = (torch.arange(S - T, S)[:, None] - torch.arange(S)).abs() -> "
+        "distance = (torch.arange(S) - torch.arange(S - T, S)[:, None]).abs()",
+    ): "the distance has no sign",
+    (
+        "positions/slope_bias",
+        "slope_bias: return -slopes[:, None, None] * distance -> return distance * -slopes[:, None, None]",
+    ): "a product does not depend on the order of its factors",
+    (
+        "positions/rotary_scores",
+        "rotary_scores: return turned_query @ turned_key.transpose(-2, -1) / query.shape[-1] ** 0.5 -> "
+        "return turned_query @ turned_key.transpose(-1, -2) / query.shape[-1] ** 0.5",
+    ): "exchanging the last two axes is exchanging them in the other order",
+    (
+        "positions/rotary_scores",
+        "rotary_scores: return turned_query @ turned_key.transpose(-2, -1) / query.shape[-1] ** 0.5 -> "
+        "return turned_query @ turned_key.transpose(2, -1) / query.shape[-1] ** 0.5",
+    ): "of four axes, 2 is the last but one",
+    (
+        "positions/rotary_scores",
+        "rotary_scores: return turned_query @ turned_key.transpose(-2, -1) / query.shape[-1] ** 0.5 -> "
+        "return turned_query @ turned_key.transpose(-2, -1) / key.shape[-1] ** 0.5",
+    ): "queries and keys have one size",
 }
 
 

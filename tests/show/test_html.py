@@ -38,7 +38,13 @@ def test_styles_and_scripts_are_small():
     assert shared <= 10_500  # in every piece
     assert shared + size("alignment.js", "recall.js") <= 15_000
     assert size("scores.css", "scores.js") <= 5_000
-    assert shared + size("alignment.js", "recall.js", "scores.css", "scores.js") == size(*STATIC)
+    pieces = ["alignment.js", "recall.js", "rotation.css", "rotation.js", "scores.css", "scores.js"]
+    pieces += ["steps.css", "steps.js"]
+    assert size("steps.css", "steps.js") <= 2_500
+    assert size("rotation.css", "rotation.js") <= 4_000
+    pieces += ["heads.css", "heads.js"]
+    assert size("heads.css", "heads.js") <= 5_000
+    assert shared + size(*pieces) == size(*STATIC)
 
 
 def test_nothing_asks_another_host_or_keeps_anything():
