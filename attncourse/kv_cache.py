@@ -54,10 +54,12 @@ class KVCache:
             )
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys (B, G, T, D) and values (B, G, T, Dv); returns all so far, (B, G, length, …), as views."""
+        """Store new keys (B, G, T, D) and values (B, G, T, Dv); returns all so far, (B, G, length, …).
+
+        They are views where the dtypes agree; under autocast new keys may be narrower than what is stored."""
         self.check_room(key.shape[0], key.shape[2])
         end = self.length + key.shape[2]
         self.key[:, :, self.length : end] = key.detach()
         self.value[:, :, self.length : end] = value.detach()
         self.length = end
-        return self.key[:, :, :end], self.value[:, :, :end]
+        return self.key[:, :, :end].to(key.dtype), self.value[:, :, :end].to(value.dtype)

@@ -20,6 +20,6 @@ def build(name: str, d_model: int, n_heads: int, **options: object) -> nn.Module
     """
     if name not in MECHANISMS:
         raise ValueError(f"name={name!r}, but it must be one of {', '.join(MECHANISMS)}")
-    if options.get("causal") is False:
+    if not options.get("causal", True):
         raise ValueError(f"build makes causal layers; for another use {MECHANISMS[name].__name__} itself")
     return MECHANISMS[name](d_model, n_heads, **{**options, "causal": True})

@@ -23,7 +23,7 @@ def sinusoidal(n_positions: int, d_model: int) -> Tensor:
 class RotaryEmbedding(nn.Module):
     """Which pairs of numbers RoPE turns, and how fast: pair i by base^(-2i/dim) radians a position.
 
-    dim: size of what is turned (D), even. interleaved=False pairs number i with number i + dim/2 (Llama, Mistral);
+    dim: size of what is turned (D), even. interleaved=False pairs number i with number i + dim/2 (Llama in Hugging Face's files);
     True pairs 2i with 2i + 1 (the paper, GPT-J, DeepSeek). Holds no parameter and nothing in the state dict.
     Su et al. 2021, section 3.2.2. Differs from the paper: the halves are the default, as in what models ship.
     """
@@ -70,7 +70,7 @@ def alibi_slopes(n_heads: int) -> Tensor:
     """One slope for each head, (H,): 2^(-8/H), 2^(-16/H), …, 2^(-8) for a power of two.
 
     For another H: those of the largest power of two below it, then every second one of twice that power.
-    Press et al. 2021, section 3 and footnote on other head counts; follows the authors' code.
+    Press et al. 2021, section 3. Differs from the paper for such H: follows the authors' code.
     """
     check_at_least_one(n_heads=n_heads)
     power = 2 ** (n_heads.bit_length() - 1)

@@ -211,3 +211,14 @@ def test_slopes_do_not_keep_attention_from_being_fused():
     layer, x = MultiHeadAttention(16, 4, causal=True, alibi=True), torch.randn(3, 128, 16)
     _, largest = allocated_bytes(lambda: layer(x))
     assert largest == 4 * 128 * 128 * 4  # the bias, of all heads; scores would have the batch as well
+
+
+def test_a_cache_works_under_autocast():
+    torch.manual_seed(0)
+    layer, x = MultiHeadAttention(16, 4, causal=True, rotary=RotaryEmbedding(4)), torch.randn(2, 6, 16)
+    cache = layer.new_cache(2, 6)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        pieces = torch.cat([layer(piece, cache=cache) for piece in x.split([4, 1, 1], 1)], 1)
+        whole = layer(x)
+    assert pieces.dtype == torch.bfloat16
+    assert_equal(pieces, whole, 0.02)

@@ -151,7 +151,7 @@ class _Runner:
 
     def _do_script(self, name: str, candidate: int, script: Any, forbidden: list[str]) -> dict:
         """Run a script on the candidate-th latest definition of `name`."""
-        target = self.candidates[name][-1 - candidate]
+        target = self._bind(name, candidate)
         if compute.is_the_courses(target):
             raise_own = compute.Failure("NotYourOwn", f"`{name}` is the course's own, imported; write it yourself")
             return {"reply": compute.Reply((), raise_own)}
@@ -159,7 +159,15 @@ class _Runner:
 
     def _do_test(self, name: str, candidate: int) -> dict:
         """Run the candidate-th latest definition of `name`, a test, on the implementation that the examiner holds."""
-        return {"outcome": compute.run_test(self.candidates[name][-1 - candidate], self._ask)}
+        return {"outcome": compute.run_test(self._bind(name, candidate), self._ask)}
+
+    def _bind(self, name: str, candidate: int) -> Any:
+        """The candidate-th latest definition of `name`, which later answers that call it by name now find.
+
+        The examiner asks for one after the other until one was attempted, so an empty copy at the end does no harm.
+        """
+        self.namespace[name] = self.candidates[name][-1 - candidate]
+        return self.namespace[name]
 
     def _ask(self, *arguments: Any, **named: Any) -> Any:
         """What the implementation under test returns: the examiner runs it, this process never has it."""

@@ -105,7 +105,7 @@ def cost_of_mix_up(model: Decoder, n_bytes: int | None = 80_000, length: int = 6
 
 
 class StretchedRotary(RotaryEmbedding):
-    """RoPE whose positions are divided by `factor`: position interpolation, Chen et al. 2023, section 2.2."""
+    """RoPE whose positions are divided by `factor`: position interpolation, Chen et al. 2023, section 2.3."""
 
     def __init__(self, dim: int, base: float = 10000.0, interleaved: bool = False, *, factor: float = 1.0):
         super().__init__(dim, base, interleaved)

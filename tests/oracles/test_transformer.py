@@ -246,9 +246,8 @@ def test_interleaved_rotary_equals_gptj(B, T, H, D, return_weights, dtype, devic
 @pytest.mark.parametrize(("B", "T", "H", "D"), [(2, 7, 4, 4), (1, 12, 6, 2), (3, 5, 1, 8), (2, 9, 3, 4)])
 def test_alibi_equals_bloom(B, T, H, D, return_weights, dtype, device):
     """BLOOM adds slope · key position, which differs from -slope · distance by the same number in a whole row."""
-    theirs = filled(
-        BloomAttention(BloomConfig(hidden_size=H * D, n_head=H, hidden_dropout=0.0), layer_idx=0), device, dtype
-    )
+    config = BloomConfig(hidden_size=H * D, n_head=H, hidden_dropout=0.0)
+    theirs = filled(BloomAttention(config, layer_idx=0), device, dtype, spread=0.25)
     ours = MultiHeadAttention(H * D, H, causal=True, alibi=True, bias=True).to(device, dtype)
     ours.load_state_dict(from_bloom(theirs), strict=True)
     x = sequence(B, T, H * D, device=device, dtype=dtype)
