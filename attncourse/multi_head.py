@@ -34,8 +34,8 @@ class MultiHeadAttention(nn.Module):
 
     causal: look back only. d_context: the width of another sequence to read keys and values from (cross-attention).
     rotary: a `RotaryEmbedding(D)` that turns queries and keys; alibi: subtract slope · distance from the scores.
-    Parameters `q_proj`, `k_proj`, `v_proj`, `o_proj`, named and laid out as in Hugging Face's Llama. Raises ValueError where d_model
-    is not divisible by n_heads, or the options contradict each other.
+    Parameters `q_proj`, `k_proj`, `v_proj`, `o_proj`, named and laid out as in Hugging Face's Llama. Raises
+    ValueError where d_model is not divisible by n_heads, or the options contradict each other.
     """
 
     def __init__(

@@ -23,8 +23,8 @@ def sinusoidal(n_positions: int, d_model: int) -> Tensor:
 class RotaryEmbedding(nn.Module):
     """Which pairs of numbers RoPE turns, and how fast: pair i by base^(-2i/dim) radians a position.
 
-    dim: size of what is turned (D), even. interleaved=False pairs number i with number i + dim/2 (Llama in Hugging Face's files);
-    True pairs 2i with 2i + 1 (the paper, GPT-J, DeepSeek). Holds no parameter and nothing in the state dict.
+    dim: size of what is turned (D), even. interleaved=False pairs number i with number i + dim/2 (Llama as Hugging
+    Face stores it); True pairs 2i with 2i + 1 (the paper, GPT-J, DeepSeek). Nothing of it is in the state dict.
     Su et al. 2021, section 3.2.2. Differs from the paper: the halves are the default, as in what models ship.
     """
 
