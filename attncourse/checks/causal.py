@@ -91,7 +91,7 @@ LOOK_BACK_MASK = Exercise(
     misconceptions=(
         Misconception(
             "top_left",
-            "the first query stands at position 0",
+            "where T < S, the first query stands at position 0",
             "The queries are the last T of S positions: query i stands at S - T + i. With T = S that is the same; with "
             "a past in a cache, the newest token would see only the oldest key.",
             "Predict, run, explain",
@@ -259,7 +259,7 @@ LEAKS = (
     ),
     Misconception(
         "top_left",
-        "the first query stands at position 0",
+        "where T < S, the first query stands at position 0",
         "The queries are the last T of S positions: query i stands at S - T + i, and the last one sees every key. "
         "PyTorch's `is_causal` makes this mistake where T and S differ.",
         "Predict, run, explain",
@@ -579,8 +579,8 @@ RAGGED_MASK = Exercise(
         Misconception(
             "queries_hidden",
             "the padding is hidden as queries, not as keys",
-            "`real[:, :, None]` empties the rows of padding, and real tokens still see it. The keys are the last axis: "
-            "`real[:, None]`.",
+            "`real[:, :, None]` empties the rows of padding; with padding in front, real tokens still see it. The keys are "
+            "the last axis: `real[:, None]`.",
             "Invariants",
         ),
         Misconception(

@@ -16,7 +16,9 @@ SEEDS = (0, 1)  # of the instant check; grading derives others from the instruct
 EDITS_INPUTS = "Your code changes its inputs in place: whoever called it finds other numbers there. Work on a copy."
 DETACHES = (
     "No gradient reaches {names}: something detaches the graph (`.detach()`, `.data`, `.item()`, numpy, "
-    "`torch.tensor(…)` of a tensor, or `no_grad`). The output is right, but a model could not train through it."
+    "`torch.tensor(…)` or `nn.Parameter(…)` of a tensor, `no_grad`), or a result that the backward pass needs is "
+    "edited in place (`weights[…] = 0`: use `masked_fill`). The output is right, but a model could not train through "
+    "it."
 )
 
 WRONG_GRADIENT = (
@@ -136,7 +138,13 @@ def _raised(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -
 def error_text(failure: Failure, most: int = 300) -> str:
     """An exception's type and message on one line, cut where it is long."""
     text = " ".join(f"{failure.type}: {failure.message}".split()).rstrip(" :.")
-    return text if len(text) <= most else f"{text[:most]} …"
+    text = text if len(text) <= most else f"{text[:most]} …"
+    if failure.message.startswith("Boolean value of Tensor"):
+        text += (
+            " (join masks with `&`, with brackets round each comparison, since `&` binds tighter than `>=`; ask for "
+            "None with `is not None`)"
+        )
+    return text
 
 
 def _type(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> str | None:
@@ -164,7 +172,7 @@ def _shape(exercise: Exercise, script: Script, expected: Reply, reply: Reply) ->
         )
         if got.dim() != right.dim():
             message += f": {got.dim()} axes instead of {right.dim()}"
-            if got.numel() == right.numel() and got.dim() < right.dim():
+            if got.numel() == right.numel() and 0 < got.dim() < right.dim():
                 message += " (a `.squeeze()` without an axis removes every axis of size 1)"
         elif sorted(got.shape) == sorted(right.shape):
             moved = [letter for letter, a, b in zip(letters, got.shape, right.shape, strict=True) if a != b]
@@ -189,8 +197,11 @@ def _nan(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> s
         if bad.any():
             index = tuple(bad.nonzero()[0].tolist())
             value = got[index].item()
-            why = "NaN comes from 0/0 or inf - inf" if value != value else "It should be a finite number"
-            return f"{output.name}{list(index)} is {value}, when called with {_sizes(script)}. {why}: look at that row."
+            why = "NaN comes from 0/0, inf - inf or 0 · inf" if value != value else "It should be a finite number"
+            return (
+                f"{output.name}{list(index)} is {value}, when called with {_sizes(script)} ({script.name}). "
+                f"{why}: look at that row."
+            )
     return None
 
 
@@ -261,7 +272,8 @@ def _same_replies(exercise: Exercise, implementation: Callable, rows: list[Row])
         imitated = compute.run(implementation, script if exercise.compare_gradients else _without_gradients(script))
         if not _same(exercise, imitated, reply):
             return False
-        informative = informative or bool(reply.results and not _same(exercise, imitated, expected))
+        says = any(output.isfinite().any() for result in reply.results for output in result.outputs)  # more than NaN
+        informative = informative or (says and not _same(exercise, imitated, expected))
     return informative
 
 
@@ -342,6 +354,12 @@ def _place(script: Script, call: int) -> str:
 def _sizes(script: Script, call: int = -1) -> str:
     """The inputs of one of the script's calls, as a learner would say them: "query (2, 3, 5), mask None"."""
     arguments = script.calls[call].arguments.items()
-    return ", ".join(
-        f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} {value}" for name, value in arguments
-    )
+    return ", ".join(f"{name} {_size(value)}" for name, value in arguments)
+
+
+def _size(value: object) -> str:
+    """A tensor's shape, with its numbers where they are few and whole, such as lengths; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return str(value)
+    few = value.dtype == torch.long and value.numel() <= 8
+    return f"{tuple(value.shape)} = {value.tolist()}" if few else f"{tuple(value.shape)}"

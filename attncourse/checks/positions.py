@@ -127,7 +127,8 @@ SINE_TABLE = Exercise(
         Misconception(
             "exponent_twice",
             "the exponent is twice too large",
-            "`arange(0, d_model, 2)` is 2i already. Times 2 again, the frequencies fall to nearly 1/10000².",
+            "`arange(0, d_model, 2)` is 2i already, and d_model is the whole vector, not half of it: twice too large, the "
+            "frequencies fall to nearly 1/10000².",
             "What follows the paper",
         ),
         Misconception(
@@ -238,7 +239,7 @@ def _position_0_is_left(call: Call, result: Result) -> bool:
     return torch.allclose(result.outputs[0][..., there, :], call.arguments["x"][..., there, :], atol=1e-3)
 
 
-_SAME_LAYOUT = "what is asked for (the halves, if your copy does not say otherwise)"
+_SAME_LAYOUT = "what is asked for (the halves, unless the text of your task names the other)"
 
 ROTATE_MISCONCEPTIONS = (
     Misconception(
@@ -283,7 +284,8 @@ ROTATE_MISCONCEPTIONS = (
     Misconception(
         "exponent_twice",
         "the exponent is twice too large",
-        "`arange(0, D, 2)` is 2i already. Times 2 again, the slowest pairs hardly turn at all.",
+        "`arange(0, D, 2)` is 2i already, and D is the whole head, not half of it: twice too large, the slowest pairs "
+        "hardly turn at all.",
         "Turning pairs",
     ),
     Misconception(

@@ -115,7 +115,7 @@ def _difference_lines(difference: Difference) -> list[str]:
     place = f"[{', '.join(map(str, difference.index))}]" if difference.index else ""
     lines = [
         f"Smallest case where it shows ({difference.script}): {difference.sizes}.",
-        f"{difference.output}{place} is {difference.got:.5g}; it should be {difference.expected:.5g}.",
+        f"{difference.output}{place} is {difference.got + 0.0:.5g}; it should be {difference.expected + 0.0:.5g}.",
     ]
     if not difference.index:  # a single number has no row
         return lines
@@ -127,7 +127,7 @@ def _difference_lines(difference: Difference) -> list[str]:
 
 
 def _row(values: tuple[float, ...], most: int = 8) -> str:
-    shown = "  ".join(f"{value:8.4f}" for value in values[:most])
+    shown = "  ".join(f"{value + 0.0:8.4f}" for value in values[:most])  # + 0.0: no minus before a zero
     return f"{shown} …" if len(values) > most else shown
 
 

@@ -110,7 +110,9 @@ def judge(exercise: ReverseExercise, asked: Sequence[Candidate], outcomes: Seque
         own = failures[0].type in ("CandidateRaised", "Placeholder", "NotWritten")  # their messages say it all
         error = failures[0].message if own else error_text(failures[0])
         where = "" if failures[0].type == "NotWritten" else where
-        text = f"On a right implementation your test failed itself{where}: {error.rstrip('.')}."
+        if "does not require grad" in error:
+            error += " (no gradient passes through a candidate: change an input, and see which outputs move)"
+        text = f"On a right implementation your test itself raised an error{where}: {error.rstrip('.')}."
         return Verdict(exercise, "raised", text)
     rejected = [candidate.name for candidate, outcome in pairs if candidate.mistake is None and not outcome.accepted]
     accepted = {candidate.name for candidate, outcome in pairs if outcome.accepted}
@@ -119,12 +121,13 @@ def judge(exercise: ReverseExercise, asked: Sequence[Candidate], outcomes: Seque
     if rejected:
         text = (
             f"Your test rejects {len(rejected)} of {len(exercise.right)} right implementations: {', '.join(rejected)}. "
-            "Compare with a tolerance (`torch.allclose`), and ask for nothing that the task does not promise."
+            "Compare with a tolerance that is wide enough (`torch.allclose(…, atol=1e-4)`), and only on inputs that "
+            "the task allows: no NaN, no infinity, no huge numbers."
         )
         if len(rejected) == len(exercise.right):
             text = (
-                f"Your test rejects all {len(rejected)} right implementations, so what you compare with is probably "
-                "wrong. Work one number out by hand and compare."
+                f"Your test rejects all {len(rejected)} right implementations, so either True and False are in each "
+                "other's place, or what you compare with is wrong: work one number out by hand."
             )
         return Verdict(exercise, "too strict", text)
     if missed:

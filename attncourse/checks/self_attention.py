@@ -99,14 +99,14 @@ PROJECT_TOKENS = Exercise(
             "the weights are transposed",
             "nn.Linear stores its weight with the outputs first, (D, d_model), and multiplies by the transpose. With "
             "equal sizes nothing crashes.",
-            "The code",
+            "By hand",
         ),
         Misconception(
             "weight_reshaped",
             "the weights are reshaped where they should be transposed",
             "`reshape` keeps the numbers in the order in which they are stored and cuts them into other rows. "
             "`.T` exchanges rows and columns.",
-            "The code",
+            "By hand",
         ),
         Misconception(
             "one_weight",
@@ -358,9 +358,11 @@ def masked_attention_scripts(seed: int) -> Iterator[Script]:
     # Whole numbers and D = 4: the scores are exact, so that every right order of the steps gives the same weights.
     large = arguments(2, 3, 5, 4, 6)
     large["query"], large["key"] = (10 * large["query"]).round(), (10 * large["key"]).round()
+    large["mask"][:] = True  # only overflow shows here; forbidden keys have the script below
     yield _script("scores of a few hundred", large, "extreme")
     large = arguments(2, 2, 4, 4, 5)
     large["query"] = large["query"].abs() + 1
+    large["key"][:, :-1] = -300.0
     large["key"][:, -1], large["mask"][..., -1], large["mask"][..., 0] = 300.0, False, True
     yield _script("large forbidden scores", large, "extreme forbidden")
 
@@ -368,7 +370,8 @@ def masked_attention_scripts(seed: int) -> Iterator[Script]:
 EMPTY_ROWS_NAN = Misconception(
     "empty_rows_nan",
     "a query with no allowed key is not taken care of",
-    "The softmax of a row of -inf is NaN, which spreads through the network. Make that row zeros.",
+    "The softmax of a row of -inf is NaN, and so is a row of zeros divided by its sum; it spreads through the network. "
+    "Make that row zeros.",
     "The code",
 )
 EMPTY_ROWS_UNIFORM = Misconception(
