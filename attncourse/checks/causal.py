@@ -170,6 +170,8 @@ def faulty_look_back_attention(wrong: frozenset[str]) -> Callable:
         allowed = faulty_look_back_mask(wrong)(query.shape[1], key.shape[1])
         if "not_causal" in wrong:
             allowed = torch.ones_like(allowed)
+        if "recent_only" in wrong:  # the three newest places that a query may see
+            allowed = allowed & torch.ones_like(allowed).triu(key.shape[1] - query.shape[1] - 2)
         scores = torch.einsum("btd,bsd->bts", query, key)
         if "not_scaled" not in wrong:
             scores = scores / query.shape[-1] ** 0.5
@@ -258,6 +260,12 @@ LEAKS = (
         "By hand",
     ),
     Misconception(
+        "recent_only",
+        "a token sees only itself and the two before it",
+        "Nothing of the past is forbidden: the last query sees every key.",
+        "The problem",
+    ),
+    Misconception(
         "top_left",
         "where T < S, the first query stands at position 0",
         "The queries are the last T of S positions: query i stands at S - T + i, and the last one sees every key. "
@@ -321,6 +329,8 @@ def faulty_shifted_loss(wrong: frozenset[str]) -> Callable:
             predicted, wanted = logits, tokens.roll(-1, 1)
         elif "not_shifted" in wrong:
             predicted, wanted = logits, tokens
+        elif "first_left_out" in wrong:
+            predicted, wanted = logits[:, 1:], tokens[:, 1:]
         elif "backwards" in wrong:
             predicted, wanted = logits[:, 1:], tokens[:, :-1]
         elif "shifted_twice" in wrong:
@@ -330,7 +340,8 @@ def faulty_shifted_loss(wrong: frozenset[str]) -> Callable:
         if "reshaped" in wrong:
             B, n_predictions, V = predicted.shape
             predicted = predicted.reshape(B, V, n_predictions).mT
-        logs = (predicted.softmax(-1) if "softmax_twice" in wrong else predicted).log_softmax(-1)
+        axis = 1 if "over_places" in wrong else -1
+        logs = (predicted.softmax(axis) if "softmax_twice" in wrong else predicted).log_softmax(axis)
         losses = torch.take_along_dim(logs, wanted[..., None], -1).squeeze(-1)
         if "no_log" in wrong:
             losses = losses.exp()
@@ -396,6 +407,12 @@ SHIFTED_LOSS = Exercise(
             "A model that peeks",
         ),
         Misconception(
+            "first_left_out",
+            "each token is predicted from itself, the first left out",
+            "Leave out the last logits and the first token.",
+            "A model that peeks",
+        ),
+        Misconception(
             "backwards",
             "each token predicts the one before it",
             "The shift goes the other way: logits without the last, `logits[:, :-1]`, tokens without the first, "
@@ -420,6 +437,12 @@ SHIFTED_LOSS = Exercise(
             "the logits are reshaped where they should be transposed",
             "`cross_entropy` wants the axis V second: move it there with `.mT` (or flatten the first two axes). "
             "`reshape(B, V, …)` cuts the numbers into other rows.",
+            "Train it",
+        ),
+        Misconception(
+            "over_places",
+            "the softmax runs over the places",
+            "Each place shares out its probability among the V tokens: V is the last axis.",
             "Train it",
         ),
         Misconception(
@@ -579,8 +602,8 @@ RAGGED_MASK = Exercise(
         Misconception(
             "queries_hidden",
             "the padding is hidden as queries, not as keys",
-            "`real[:, :, None]` empties the rows of padding; with padding in front, real tokens still see it. The keys are "
-            "the last axis: `real[:, None]`.",
+            "`real[:, :, None]` empties the rows of padding; with padding in front, real tokens still see it. The keys "
+            "are the last axis: `real[:, None]`.",
             "Invariants",
         ),
         Misconception(

@@ -127,8 +127,8 @@ SINE_TABLE = Exercise(
         Misconception(
             "exponent_twice",
             "the exponent is twice too large",
-            "`arange(0, d_model, 2)` is 2i already, and d_model is the whole vector, not half of it: twice too large, the "
-            "frequencies fall to nearly 1/10000².",
+            "`arange(0, d_model, 2)` is 2i already, and d_model is the whole vector, not half of it: twice too large, "
+            "the frequencies fall to nearly 1/10000².",
             "What follows the paper",
         ),
         Misconception(
@@ -191,7 +191,7 @@ def faulty_rotate_pairs(wrong: frozenset[str], interleaved: bool = False) -> Cal
         first, second = halves(x, neighbours)
         turned = first * cos + second * sin if "no_minus" in wrong else first * cos - second * sin
         other = (turned if "overwritten" in wrong else first) * sin_ + second * cos_
-        return joined(turned, other, neighbours)
+        return joined(turned, other, neighbours != ("laid_out_otherwise" in wrong))
 
     rotate_pairs.wrong = wrong  # so that the variant can make it in the other layout
     return rotate_pairs
@@ -254,6 +254,12 @@ ROTATE_MISCONCEPTIONS = (
         "the pairs are of one layout and the angles of the other",
         "Both numbers of a pair turn by one angle. For half-split pairs the angles are joined, `cat([a, a])`; "
         "`repeat_interleave` is for neighbours.",
+        "Two layouts",
+    ),
+    Misconception(
+        "laid_out_otherwise",
+        "the turned halves are laid out as neighbours",
+        "Both numbers stay in their places: `torch.cat`, not `stack` and `flatten`, which are for pairs of neighbours.",
         "Two layouts",
     ),
     Misconception(
@@ -356,6 +362,8 @@ def faulty_slope_bias(wrong: frozenset[str]) -> Callable:
     def slope_bias(n_heads, T, S):
         heads = torch.arange(n_heads) + (0 if "slopes_from_zero" in wrong else 1)
         slopes = 0.5 ** (heads * (1.0 if "slopes_of_eight" in wrong else 8 / n_heads))
+        if "power_of_8_alone" in wrong:
+            slopes = heads / n_heads * 0.5**8
         if "slopes_reversed" in wrong:
             slopes = slopes.flip(0)
         queries = torch.arange(T) + (0 if "top_left" in wrong else S - T)
@@ -476,6 +484,12 @@ SLOPE_BIAS = Exercise(
             "A slope instead of an angle",
         ),
         Misconception(
+            "power_of_8_alone",
+            "the power takes only -8",
+            "Brackets: `2.0 ** (-8 * h / H)`.",
+            "A slope instead of an angle",
+        ),
+        Misconception(
             "slopes_reversed",
             "the slopes are in the other order",
             "The first head has the steepest slope.",
@@ -495,7 +509,7 @@ def rotary_scores(query: Tensor, key: Tensor, query_positions: Tensor, key_posit
 
 def faulty_rotary_scores(wrong: frozenset[str], interleaved: bool = False) -> Callable:
     """interleaved: the layout asked for."""
-    turn = faulty_rotate_pairs(wrong & {"other_layout", "base_ignored"}, interleaved)
+    turn = faulty_rotate_pairs(wrong & {"other_layout", "backwards", "base_ignored"}, interleaved)
 
     def rotary_scores(query, key, query_positions, key_positions, base):
         if wrong & {"query_restarts", "positions_ignored"}:
@@ -508,7 +522,7 @@ def faulty_rotary_scores(wrong: frozenset[str], interleaved: bool = False) -> Ca
         k = key if "key_not_turned" in wrong else turn(key, key_positions, base)
         scores = torch.einsum("bhtd,bhsd->bhts", q, k)
         if "no_scale" not in wrong:
-            scores = scores / query.shape[-1] ** 0.5
+            scores = scores / query.shape[-1] ** (1.0 if "divided_by_d" in wrong else 0.5)
         return scores.softmax(-1) if "returns_weights" in wrong else scores
 
     rotary_scores.wrong = wrong  # so that the variant can make it in the other layout
@@ -624,6 +638,18 @@ ROTARY_SCORES = Exercise(
             "the base is 10000, whatever is given",
             "Models differ in their base: take the argument.",
             "In real models",
+        ),
+        Misconception(
+            "backwards",
+            "the pairs turn backwards",
+            "Look at your `rotate_pairs` first: exercise 2 must pass.",
+            "Turning pairs",
+        ),
+        Misconception(
+            "divided_by_d",
+            "the scores are divided by D",
+            "Divide once by √D, or query and key by D^¼ each.",
+            "The code",
         ),
         Misconception(
             "no_scale",

@@ -164,6 +164,7 @@ def faulty_scaled_scores(wrong: frozenset[str]) -> Callable:
         for name, other in (
             ("unscaled", 1.0),
             ("divided_by_d", D),
+            ("half_d", 2 * D),
             ("multiplied", D**-0.5),
             ("root_of_t", T**0.5),
             ("root_of_s", S**0.5),
@@ -225,6 +226,13 @@ SCALED_SCORES = Exercise(
             "the products are divided by D",
             "The variance of the sum is D, so its spread is the square root of D. Divided by D, the weights come "
             "near uniform as D grows. (Query and key each divided by the root of D come to the same.)",
+            "Why divide by the root of d",
+        ),
+        Misconception(
+            "half_d",
+            "the products are divided by D and by 2",
+            "`D**1/2` is D / 2, because the power comes first, and `products / D**1/2` is products / D / 2; write "
+            "`D ** 0.5`.",
             "Why divide by the root of d",
         ),
         Misconception(

@@ -218,6 +218,13 @@ def _(x, positions, base):
     return x * torch.cos(angles) + _half_turned(x) * torch.sin(angles)
 
 
+@mutant("rotate_pairs", "laid_out_otherwise")
+def _(x, positions, base):
+    turned = torch.empty_like(x)
+    turned[..., 0::2], turned[..., 1::2] = _with_angles(x, _angles(x, positions, base)).tensor_split(2, dim=-1)
+    return turned
+
+
 @mutant("rotate_pairs", "backwards")
 def _(x, positions, base):
     angles = torch.cat([_angles(x, positions, base)] * 2, dim=-1)
@@ -344,7 +351,7 @@ def _(x, positions, base):
     return _with_angles(x, math.pi / 2 - _angles(x, positions, base))
 
 
-@form("rotate_pairs", "half-split in, neighbours out", None)
+@form("rotate_pairs", "half-split in, neighbours out", "laid_out_otherwise")
 def _(x, positions, base):
     turned = _with_angles(x, _angles(x, positions, base))
     return torch.stack(turned.chunk(2, -1), -1).flatten(-2)
@@ -489,6 +496,12 @@ def _(n_heads, T, S):
 def _(n_heads, T, S):
     slopes = torch.tensor([1 / 2 ** (h + 1) for h in range(n_heads)])
     return -slopes.view(-1, 1, 1) * (torch.arange(S - T, S).view(-1, 1) - torch.arange(S)).abs()
+
+
+@mutant("slope_bias", "power_of_8_alone")
+def _(n_heads, T, S):
+    slopes = torch.tensor([2**-8 * h / n_heads for h in range(1, n_heads + 1)])
+    return _biased(slopes, T, S, lambda m, i, j: -m * abs(i - j))
 
 
 @mutant("slope_bias", "slopes_reversed")
@@ -663,6 +676,18 @@ def _(query, key, query_positions, key_positions, base):
     return q @ k.mT / math.sqrt(q.shape[-1])
 
 
+@mutant("rotary_scores", "backwards")
+def _(query, key, query_positions, key_positions, base):
+    q, k = _turned(query, -query_positions, base), _turned(key, -key_positions, base)
+    return torch.einsum("bhtd,bhsd->bhts", q, k) / math.sqrt(query.shape[-1])
+
+
+@mutant("rotary_scores", "divided_by_d")
+def _(query, key, query_positions, key_positions, base):
+    root = math.sqrt(query.size(-1))
+    return _turned(query / root, query_positions, base) @ _turned(key / root, key_positions, base).mT
+
+
 @mutant("rotary_scores", "no_scale")
 def _(query, key, query_positions, key_positions, base):
     q, k = _turned(query, query_positions, base), _turned(key, key_positions, base)
@@ -721,7 +746,7 @@ def _(query, key, query_positions, key_positions, base):
     return q @ k.mT / math.sqrt(q.shape[-1] / 2)
 
 
-@form("rotary_scores", "divided by the size itself", None)
+@form("rotary_scores", "divided by the size itself", "divided_by_d")
 def _(query, key, query_positions, key_positions, base):
     q, k = _turned(query, query_positions, base), _turned(key, key_positions, base)
     return q @ k.mT / q.shape[-1]
@@ -852,7 +877,7 @@ def _(candidate):
 # --- test_rotate_pairs: tests that let something through --------------------------------------------------------
 
 _ALL = (
-    *("other_layout", "angles_of_other_layout", "backwards", "no_minus", "overwritten"),
+    *("other_layout", "angles_of_other_layout", "laid_out_otherwise", "backwards", "no_minus", "overwritten"),
     *("exponent_half", "exponent_twice", "positions_from_one", "offset_ignored", "base_ignored", "last_pair_left_out"),
 )
 
@@ -891,7 +916,7 @@ def _(candidate):
     return torch.allclose(candidate(x, positions, 50.0).norm(dim=-1), x.norm(dim=-1), atol=1e-4)
 
 
-@lax_test("test_rotate_pairs", "position 0 is left alone", *_all_but("positions_from_one"))
+@lax_test("test_rotate_pairs", "position 0 is left alone", *_all_but("positions_from_one", "laid_out_otherwise"))
 def _(candidate):
     x, _ = _given()
     return torch.allclose(candidate(x, torch.arange(4), 50.0)[:, :, 0], x[:, :, 0], atol=1e-5)
@@ -910,7 +935,8 @@ def _(candidate):
 
 @lax_test(
     "test_rotate_pairs", "one token at position 1, two numbers",
-    *("other_layout", "angles_of_other_layout", "exponent_half", "exponent_twice", "base_ignored"),
+    *("other_layout", "angles_of_other_layout", "laid_out_otherwise"),
+    *("exponent_half", "exponent_twice", "base_ignored"),
 )  # fmt: skip
 def _(candidate):
     turned = candidate(torch.tensor([[[[3.0, 4.0]]]]), torch.tensor([1]), 10000.0).flatten()

@@ -156,6 +156,11 @@ def _(query, key):
     return (query / root) @ (key / root).mT
 
 
+@mutant("scaled_scores", "half_d")
+def _(query, key):
+    return torch.bmm(query, key.mT) / query.size(-1) ** 1 / 2
+
+
 @mutant("scaled_scores", "multiplied")
 def _(query, key):
     return torch.einsum("btd,bsd->bts", query, key) * math.sqrt(key.size(-1))
@@ -227,6 +232,12 @@ def _(query, key):
 @form("scaled_scores", "softmax over the queries", None)
 def _(query, key):
     return F.softmax(query @ key.mT / math.sqrt(query.shape[-1]), dim=1)
+
+
+@form("scaled_scores", "divided by half of D", None)
+def _(query, key):
+    root = key.shape[-1] ** 1 / 2
+    return query @ key.mT / root
 
 
 @form("scaled_scores", "divided by the square root of all numbers of a query", None)
