@@ -93,7 +93,12 @@ def train_model(
             logits = places_logits(model, tokens, settings.n_places)
             return F.cross_entropy(logits.flatten(0, 2), answers.flatten())
 
-    options = {"lr": settings.lr, "seed": seed, "progress": progress, "label": f"{settings.n_heads} heads"}
+    options = {
+        "lr": settings.lr,
+        "seed": seed,
+        "progress": progress,
+        "label": f"{settings.n_heads} head{'s' * (settings.n_heads > 1)}",
+    }
     return model, train(model, loss_fn, settings.steps, **options)
 
 

@@ -28,13 +28,15 @@ def alignment(
     key_label: str = "source word",
     title: str = "Who looks at whom",
     caption: str = "How much of each source word every output word takes.",
+    quantity: str = "weight",
 ) -> Output:
     """Attention weights of a few examples, explored one query at a time with the arrow keys.
 
     examples: dicts with `source` (S tokens), `target` (T tokens), `weights` (T×S, nested lists or a tensor, each
     between 0 and 1, rounded here to four decimals) and optionally `title`. A row need not add up to 1 (local
     attention's does not). Shows two decimals; `.data` holds what the page was given. Without scripts: the first
-    example's heatmap and every example's table. Up to about 25 words each way.
+    example's heatmap and every example's table. Up to about 25 words each way. quantity: what the numbers are called,
+    where they are not attention weights.
 
     Raises ValueError where the shapes and tokens do not fit.
     """
@@ -42,7 +44,8 @@ def alignment(
     if not examples:
         raise ValueError("alignment needs at least one example")
     records = [_record(i, example) for i, example in enumerate(examples)]
-    data = {"query_label": query_label, "key_label": key_label, "examples": records}
+    caption = f"{caption} {NOTE}" if quantity == "weight" else caption
+    data = {"query_label": query_label, "key_label": key_label, "quantity": quantity, "examples": records}
     maps, tables, texts = [], [], []
     for i, record in enumerate(records):
         header = [query_label, *record["source"]]
@@ -53,16 +56,16 @@ def alignment(
         heading = f"<p><b>{escape(record['title'])}</b></p>" if len(records) > 1 else ""
         svg = scroll(heatmap(record, query_label, key_label), f"Heatmap: {record['title']}")
         maps.append(f'<div class="ac-map"{hidden}>{heading}{svg}</div>')
-        said = f"{record['title']}: weight on each {key_label}"
+        said = f"{record['title']}: {quantity} on each {key_label}"
         tables.append(table(header, rows, said, said))
         texts.append(f"{said}\n{text_table(header, rows)}")
     body = (
         f'<figure><p class="ac-title">{escape(title)}</p><div class="ac-controls"></div>{"".join(maps)}'
-        f"<details><summary>All weights as a table</summary>{''.join(tables)}</details>"
-        f"<figcaption>{prose(caption)} {NOTE}</figcaption></figure>"
+        f"<details><summary>All {quantity}s as a table</summary>{''.join(tables)}</details>"
+        f"<figcaption>{prose(caption)}</figcaption></figure>"
     )
     html = fragment(body, kind="alignment", piece="alignment", script="alignment.js", data=data)
-    return Output("\n\n".join([title, *texts, f"{caption} {NOTE}"]), html, data)
+    return Output("\n\n".join([title, *texts, caption]), html, data)
 
 
 def _record(i: int, example: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def _circles(data: Mapping) -> str:
     shares = record["shares"][at["shift"]][at["distance"]]
     cells = []
     for p, (first, second) in enumerate(record["pairs"]):
-        arrows = "".join(_arrow(role, *vectors[p], unit) for role, vectors in (("key", key), ("query", query)))
+        arrows = "".join(_arrow(role, *vectors[p], unit) for role, vectors in (("query", query), ("key", key)))
         alt = f"Pair {p + 1} of query and key as arrows; what it adds is said below."
         cells.append(
             f'<div><svg class="ac-plane" viewBox="{-side} {-side} {2 * side} {2 * side}" role="img" '

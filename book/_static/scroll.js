@@ -27,3 +27,13 @@ for (const [name, selector] of Object.entries(BOXES)) {
     for (const child of box.children) resized.observe(child);
   }
 }
+
+// Boxes of `show` have a role and a name of their own: only mark that there is more to the right.
+const marked = new ResizeObserver((entries) => {
+  for (const box of new Set(entries.map(({ target }) => target.closest(".ac-scroll")))) {
+    box.classList.toggle("ac-more", box.scrollWidth > box.clientWidth + 1);
+  }
+});
+for (const box of document.querySelectorAll("article .ac-scroll")) {
+  for (const node of [box, ...box.children]) marked.observe(node);
+}

@@ -23,7 +23,7 @@ attncourse.piece("alignment", (root, data) => {
       .slice(0, 3)
       .map((j) => `${weights[j].toFixed(2)} on «${example.source[j]}»`);
     const where = `${data.query_label} ${i + 1} of ${example.target.length}, «${example.target[i]}»`;
-    status.textContent = `${where}: ${top.join(", ") || `no weight on any ${data.key_label}`}`;
+    status.textContent = `${where}: ${top.join(", ") || `no ${data.quantity} on any ${data.key_label}`}`;
   }
 
   function open(k) {
@@ -41,7 +41,7 @@ attncourse.piece("alignment", (root, data) => {
     root.querySelector(".ac-controls").append(select("Example:", titles, open));
     root.querySelectorAll(".ac-map > p").forEach((title) => title.remove());
   }
-  const label = el("p", { class: "ac-dim" }, `Weight on each ${data.key_label}`);
+  const label = el("p", { class: "ac-dim" }, `${data.quantity[0].toUpperCase()}${data.quantity.slice(1)} on each ${data.key_label}`);
   root.querySelector(".ac-controls").append(words, status, label, bars);
   open(0);
 });
