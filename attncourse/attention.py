@@ -11,15 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether a tensor of `shape` broadcasts to the shape `to`."""
+    # Compared with ==, not `in (1, n)`, which torch.compile answers wrongly where n is a symbol.
+    return len(shape) <= len(to) and all(m == 1 or m == n for m, n in zip(shape[::-1], to[::-1], strict=False))
+
+
 def check_mask(mask: Tensor | None, shape: tuple[int, ...], device: torch.device | None = None) -> None:
     """Raise unless `mask` is boolean (TypeError), broadcastable to `shape` and on `device` (ValueError)."""
     if mask is None:
         return
     if mask.dtype != torch.bool:
         raise TypeError(f"mask has dtype {mask.dtype}; it must be torch.bool, True where a query may attend")
-    fits = mask.dim() <= len(shape) and all(m in (1, n) for m, n in zip(mask.shape[::-1], shape[::-1], strict=False))
-    if not fits:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}, which does not broadcast to {tuple(shape)}")
+    if not broadcasts(mask.shape, shape):
+        wanted = (shape[0], *[1] * (len(shape) - 2), shape[-1])
+        hint = f"; padding (B, S) is given as (B, …, 1, S)={wanted}" if mask.shape == (shape[0], shape[-1]) else ""
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, which does not broadcast to {tuple(shape)}{hint}")
     if device is not None and mask.device != device:
         raise ValueError(f"devices differ: mask {mask.device}, scores {device}")
 
@@ -180,7 +187,7 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 def _check_bias(bias: Tensor, query: Tensor, key: Tensor) -> None:
     shape = (*query.shape[:-1], key.shape[-2])
-    if bias.dim() > len(shape) or any(b not in (1, n) for b, n in zip(bias.shape[::-1], shape[::-1], strict=False)):
+    if not broadcasts(bias.shape, shape):
         raise ValueError(f"bias has shape {tuple(bias.shape)}, which does not broadcast to {tuple(shape)}")
     if bias.dtype != query.dtype:
         raise TypeError(f"dtypes differ: bias {bias.dtype}, query {query.dtype}; a boolean pattern is a mask")

@@ -38,7 +38,7 @@ def causal_attention(
         return fused_attention(query, key, value, causal=True)  # never makes the T×T mask
     if T > 1:  # a single query is the last position, and sees every key
         check_mask(mask, (*query.shape[:-1], S), query.device)
-        pattern = causal_mask(T, S).to(query.device)  # (T, S)
+        pattern = causal_mask(T, S, device=query.device)  # (T, S)
         mask = pattern if mask is None else pattern & mask
     return scaled_dot_product_attention(query, key, value, mask, bias=bias, return_weights=return_weights)
 

@@ -28,7 +28,8 @@ class KVCache:
         device: torch.device | str | None = None,
     ):
         value_dim = head_dim if value_dim is None else value_dim
-        check_at_least_one(batch_size=batch_size, n_kv_heads=n_kv_heads, max_length=max_length, head_dim=head_dim)
+        check_at_least_one(batch_size=batch_size, n_kv_heads=n_kv_heads, max_length=max_length)
+        check_at_least_one(head_dim=head_dim, value_dim=value_dim)
         self.key = torch.zeros(batch_size, n_kv_heads, max_length, head_dim, dtype=dtype, device=device)
         self.value = torch.zeros(batch_size, n_kv_heads, max_length, value_dim, dtype=dtype, device=device)
         self.length = 0
@@ -56,8 +57,18 @@ class KVCache:
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys (B, G, T, D) and values (B, G, T, Dv); returns all so far, (B, G, length, …).
 
-        They are views where the dtypes agree; under autocast new keys may be narrower than what is stored."""
+        They are views where the dtypes agree; under autocast new keys may be narrower than what is stored. What does
+        not fit raises ValueError, or TypeError for a dtype, and nothing is stored.
+        """
         self.check_room(key.shape[0], key.shape[2])
+        for name, new, room in (("key", key, self.key), ("value", value, self.value)):
+            wanted = (*room.shape[:2], key.shape[2], room.shape[3])
+            if new.shape != wanted:
+                raise ValueError(f"{name} has shape {tuple(new.shape)}, but the cache takes {wanted}")
+            if new.device != room.device:
+                raise ValueError(f"devices differ: {name} {new.device}, the cache {room.device}")
+            if new.dtype != room.dtype and not torch.is_autocast_enabled(new.device.type):
+                raise TypeError(f"dtypes differ: {name} {new.dtype}, the cache {room.dtype}: make another cache")
         end = self.length + key.shape[2]
         self.key[:, :, self.length : end] = key.detach()
         self.value[:, :, self.length : end] = value.detach()

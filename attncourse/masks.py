@@ -14,9 +14,9 @@ from torch import Tensor
 from attncourse.attention import check_at_least_one
 
 
-def causal_mask(T: int, S: int | None = None) -> Tensor:
+def causal_mask(T: int, S: int | None = None, *, device: torch.device | None = None) -> Tensor:
     """True where the key is not after the query. (T, S)."""
-    query, key = _positions(T, S)
+    query, key = _positions(T, S, device)
     return key <= query
 
 
@@ -117,11 +117,11 @@ def combine(*masks: Tensor, how: str = "or") -> Tensor:
     return reduce(torch.logical_or if how == "or" else torch.logical_and, masks)
 
 
-def _positions(T: int, S: int | None) -> tuple[Tensor, Tensor]:
+def _positions(T: int, S: int | None, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Absolute positions of the queries (T, 1) and the keys (1, S)."""
     S = T if S is None else S
     check_at_least_one(T=T, S=S)
-    return torch.arange(S - T, S)[:, None], torch.arange(S)[None]
+    return torch.arange(S - T, S, device=device)[:, None], torch.arange(S, device=device)[None]
 
 
 def _cut(mask: Tensor, query: Tensor, key: Tensor, causal: bool) -> Tensor:

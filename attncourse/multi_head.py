@@ -53,6 +53,8 @@ class MultiHeadAttention(nn.Module):
         check_at_least_one(d_model=d_model, n_heads=n_heads)
         if d_model % n_heads:
             raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
+        if rotary is not None and not isinstance(rotary, RotaryEmbedding):
+            raise TypeError(f"rotary={rotary!r}, but it must be a RotaryEmbedding({d_model // n_heads})")
         if rotary is not None and rotary.dim != d_model // n_heads:
             raise ValueError(f"rotary.dim={rotary.dim}, but a head has {d_model // n_heads} numbers")
         if d_context is not None and (causal or rotary is not None or alibi):
@@ -103,7 +105,7 @@ class MultiHeadAttention(nn.Module):
             query, key = apply_rotary(query, positions, self.rotary), apply_rotary(key, positions, self.rotary)
         if cache is not None:
             key, value = cache.append(key, value)  # (B, H, S, D)
-        bias = alibi_bias(self.n_heads, T, S).to(query) if self.alibi else None
+        bias = alibi_bias(self.n_heads, T, S, device=x.device).to(query.dtype) if self.alibi and T else None
         attend = causal_attention if self.causal else scaled_dot_product_attention
         result = attend(query, key, value, mask, bias=bias, return_weights=return_weights)
         if return_weights:

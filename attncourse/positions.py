@@ -7,7 +7,7 @@ Sinusoids are added to the tokens (Vaswani et al. 2017, section 3.5), rotations 
 import torch
 from torch import Tensor, nn
 
-from attncourse.attention import check_at_least_one
+from attncourse.attention import broadcasts, check_at_least_one
 
 
 def sinusoidal(n_positions: int, d_model: int) -> Tensor:
@@ -32,7 +32,7 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         if dim < 2 or dim % 2:
             raise ValueError(f"dim={dim}, but numbers are turned in pairs: it must be even and at least 2")
-        if base <= 0:
+        if not base > 0:
             raise ValueError(f"base={base}, but it must be positive")
         self.dim, self.base, self.interleaved = dim, float(base), interleaved
 
@@ -48,17 +48,18 @@ class RotaryEmbedding(nn.Module):
 def apply_rotary(x: Tensor, positions: Tensor, rotary: RotaryEmbedding) -> Tensor:
     """Turn every pair of x (..., T, D) by its token's position times the pair's frequency.
 
-    positions: absolute, (T,) or broadcastable to (..., T). The product of two turned vectors depends on the difference
-    of their positions alone. Raises ValueError where D is not rotary.dim or the positions do not fit.
+    positions: absolute, (T,), or with as many axes as x has before D: those of each sequence, for x (B, H, T, D), are
+    (B, 1, T). The product of two turned vectors depends on the difference of their positions alone. Raises ValueError
+    where D is not rotary.dim or the positions do not fit, TypeError where x holds no floating-point numbers.
     """
+    if not x.is_floating_point():
+        raise TypeError(f"x has dtype {x.dtype}; it must be floating-point")
     if x.shape[-1] != rotary.dim:
         raise ValueError(f"x has shape {tuple(x.shape)}; its last axis must be rotary.dim={rotary.dim}")
     lead = x.shape[:-1]
-    fits = positions.dim() <= len(lead) and all(
-        p in (1, n) for p, n in zip(positions.shape[::-1], lead[::-1], strict=False)
-    )
-    if not fits:
-        raise ValueError(f"positions have shape {tuple(positions.shape)}, which does not broadcast to {tuple(lead)}")
+    if positions.dim() not in (1, len(lead)) or not broadcasts(positions.shape, lead):
+        shape = tuple(positions.shape)
+        raise ValueError(f"positions have shape {shape}, which is neither (T,) nor does it broadcast to {tuple(lead)}")
     angles = rotary.angles(positions.to(x.device), x.dtype)  # (..., T, D/2)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = (x[..., 0::2], x[..., 1::2]) if rotary.interleaved else x.chunk(2, -1)
@@ -79,7 +80,7 @@ def alibi_slopes(n_heads: int) -> Tensor:
     return torch.tensor(slopes)
 
 
-def alibi_bias(n_heads: int, T: int, S: int | None = None) -> Tensor:
+def alibi_bias(n_heads: int, T: int, S: int | None = None, *, device: torch.device | None = None) -> Tensor:
     """-slope · distance for every head, query and key, (H, T, S), to add to the scores.
 
     The queries are the last T of S positions (S defaults to T). It is no mask: a later key gets -slope · distance too.
@@ -87,8 +88,8 @@ def alibi_bias(n_heads: int, T: int, S: int | None = None) -> Tensor:
     """
     S = T if S is None else S
     check_at_least_one(T=T, S=S)
-    distance = (torch.arange(S - T, S)[:, None] - torch.arange(S)).abs()  # (T, S)
-    return -alibi_slopes(n_heads)[:, None, None] * distance  # (H, T, S)
+    distance = (torch.arange(S - T, S, device=device)[:, None] - torch.arange(S, device=device)).abs()  # (T, S)
+    return -alibi_slopes(n_heads).to(device)[:, None, None] * distance  # (H, T, S)
 
 
 def _frequencies(

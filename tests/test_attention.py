@@ -356,6 +356,20 @@ def test_bad_input_is_named_with_its_numbers(query, key, value, mask, error, sai
     assert not missing, f"{missing} not in: {caught.value}"
 
 
+def test_a_mask_is_checked_right_when_compiled():
+    """`m in (1, n)` is answered wrongly by torch.compile as soon as n is a symbol, which it is from the second S on."""
+
+    def checked(x, mask):
+        check_mask(mask, (*x.shape, x.shape[-1]))
+        return x + 1
+
+    torch._dynamo.reset()
+    compiled = torch.compile(checked, backend="eager", fullgraph=True)
+    compiled(torch.zeros(2, 8), None)
+    compiled(torch.zeros(2, 9), None)
+    compiled(torch.zeros(2, 10), torch.ones(1, 10, dtype=torch.bool))
+
+
 def test_check_mask():
     assert check_mask(None, (2, 3)) is None
     assert check_mask(random_mask(1, 3), (4, 2, 3)) is None

@@ -145,10 +145,14 @@ def test_a_cache_stores_keys_and_values_of_every_head():
 def test_a_refused_call_stores_nothing():
     layer = MultiHeadAttention(12, 3, causal=True)
     cache = layer.new_cache(2, 4)
-    for arguments in ({"mask": torch.ones(3, 9).bool()}, {"x": torch.zeros(2, 5, 12)}, {"x": torch.zeros(2, 2, 11)}):
+    for arguments in ({"mask": torch.ones(3, 9).bool()}, {"x": torch.ones(2, 5, 12)}, {"x": torch.ones(2, 2, 11)}):
         with pytest.raises(ValueError):
-            layer(**{"x": torch.zeros(2, 3, 12), **arguments}, cache=cache)
-    assert cache.length == 0 and cache.key.eq(0).all()
+            layer(**{"x": torch.ones(2, 3, 12), **arguments}, cache=cache)
+    with pytest.raises(TypeError, match=r"key torch\.float64, the cache torch\.float32"):
+        layer.double()(torch.ones(2, 3, 12).double(), cache=cache)
+    with pytest.raises(ValueError, match=r"key has shape \(2, 1, 3, 12\), but the cache takes \(2, 3, 3, 4\)"):
+        MultiHeadAttention(12, 1, causal=True)(torch.ones(2, 3, 12), cache=cache)
+    assert cache.length == 0 and cache.key.eq(0).all() and cache.value.eq(0).all()
 
 
 # --- what is refused

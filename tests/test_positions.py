@@ -82,6 +82,14 @@ def test_far_positions_stay_exact(dtype):
     assert_equal(turned.double(), exact, {torch.bfloat16: 0.02, torch.float32: 5e-3, torch.float64: 1e-12}[dtype])
 
 
+def test_what_would_turn_wrongly_without_a_word_is_refused():
+    x, rotary = torch.zeros(4, 4, 8, 6), RotaryEmbedding(6)
+    with pytest.raises(ValueError, match=r"positions have shape \(4, 8\), .* \(4, 4, 8\)"):  # (B, T) with B = H
+        apply_rotary(x, torch.arange(8).repeat(4, 1), rotary)
+    with pytest.raises(TypeError, match=r"x has dtype torch\.int64"):
+        apply_rotary(x.long(), torch.arange(8), rotary)
+
+
 def test_a_rotary_embedding_adds_nothing_to_the_state_dict():
     layer = MultiHeadAttention(12, 3, rotary=RotaryEmbedding(4))
     assert list(layer.state_dict()) == [f"{name}_proj.weight" for name in "qkvo"]

@@ -42,6 +42,8 @@ class Decoder(nn.Module):
         super().__init__()
         if positions not in POSITIONS:
             raise ValueError(f"positions={positions!r}, but it must be one of {', '.join(POSITIONS)}")
+        if taken := {"rotary", "alibi", "causal"} & options.keys():
+            raise ValueError(f"{', '.join(sorted(taken))}: say it with positions=…; a decoder is always causal")
         self.config = {"n_tokens": n_tokens, "d_model": d_model, "n_heads": n_heads, "n_layers": n_layers}
         self.config |= {"max_length": max_length, "positions": positions, "mechanism": mechanism, **options}
         inside = {"alibi": {"alibi": True}, "rotary": {"rotary": RotaryEmbedding(d_model // n_heads)}}
@@ -67,6 +69,8 @@ class Decoder(nn.Module):
 
         mask: as each attention takes it; with `return_weights` also the weights (B, H, T, S) of every layer.
         """
+        if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"tokens {tuple(tokens.shape)} are {tokens.dtype}; they must be (B, T) and int64")
         x = self.embedding(tokens)  # (B, T, d_model)
         past = caches[0].length if caches else 0
         x = x + self._places(past, past + tokens.shape[1]).to(x)
@@ -94,6 +98,8 @@ class Decoder(nn.Module):
 
         temperature 0 takes the likeliest token; above, it draws, with a CPU `generator`.
         """
+        if temperature < 0 or not tokens.shape[1]:
+            raise ValueError(f"temperature={temperature} must be at least 0, and {tokens.shape[1]} tokens at least 1")
         caches = self.new_caches(tokens.shape[0], tokens.shape[1] + n_new)
         new = tokens
         for _ in range(n_new):

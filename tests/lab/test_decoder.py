@@ -151,3 +151,18 @@ def test_it_learns_a_sequence_by_heart():
     history = train(model, lambda m, _: next_token_loss(m, tokens), 60, lr=1e-2, progress=False)
     assert history.losses[0] > 2 and history.losses[-1] < 0.1
     assert torch.equal(model.generate(tokens[:, :2], 6)[:, 2:], tokens[:, 2:])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m(torch.zeros(1, 4, dtype=torch.uint8)), r"tokens \(1, 4\) are torch\.uint8; they must be \(B, T\)"),
+        (lambda m: m(torch.zeros(4, dtype=torch.long)), r"tokens \(4,\) are torch\.int64"),
+        (lambda m: m.generate(torch.zeros(1, 0, dtype=torch.long), 2), "and 0 tokens at least 1"),
+        (lambda m: m.generate(torch.zeros(1, 2, dtype=torch.long), 2, temperature=-1.0), "temperature=-1.0 must be"),
+        (lambda m: Decoder(9, d_model=8, n_heads=2, alibi=True), "alibi: say it with positions=…"),
+    ],
+)
+def test_bad_input_is_refused_with_the_numbers(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(Decoder(9, d_model=8, n_heads=2, n_layers=1))
