@@ -25,13 +25,16 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(d_head, d_model, bias=bias)
 
     def forward(
-        self, x: Tensor, *, mask: Tensor | None = None, return_weights: bool = False
+        self, x: Tensor, *, mask: Tensor | None = None, cache: None = None, return_weights: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """x (B, T, d_model) gives (B, T, d_model), or (output, weights (B, T, T)) with `return_weights`.
 
         mask is boolean, True = may attend, broadcastable to (B, T, T) or (B, 1, T, T). A token with nothing to attend
-        to gives the output projection's bias, or zeros. What does not fit raises ValueError, or TypeError for a dtype.
+        to gives the output projection's bias, or zeros. There is nothing to cache: an earlier token's output depends on
+        later ones. What does not fit raises ValueError, or TypeError for a dtype.
         """
+        if cache is not None:
+            raise ValueError("a cache needs causal attention: here an earlier token's output depends on later ones")
         check_sequence("x", x, self.q_proj)
         query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, D) each
         result = scaled_dot_product_attention(query, key, value, without_head_axis(mask), return_weights=return_weights)

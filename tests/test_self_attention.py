@@ -156,3 +156,10 @@ def test_a_vector_added_to_every_key_changes_nothing():
     query, key, value = normal(B, 3, 4, seed=1), normal(B, T, 4, seed=2), normal(B, T, 2, seed=3)
     moved = scaled_dot_product_attention(query, key + normal(B, 1, 4, seed=4), value)
     assert_equal(moved, scaled_dot_product_attention(query, key, value))
+
+
+def test_a_cache_is_refused_by_a_layer_that_sees_the_future():
+    cache = CausalSelfAttention(6).new_cache(2, 4)
+    with pytest.raises(ValueError, match="a cache needs causal attention"):
+        SelfAttention(6)(torch.zeros(2, 1, 6), cache=cache)
+    assert cache.length == 0

@@ -5,16 +5,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from attncourse.checks.common import COMMON_HABITS
+from attncourse.checks.common import COMMON_HABITS, one_call
 from attncourse.checks.script import Call, Result, Script
 from attncourse.checks.spec import Exercise, Inputs, Misconception, Output, Property, ReverseExercise, Variant
 
 CHAPTER = "05_causal"
-
-
-def _script(name: str, arguments: dict, habit: str | None = None) -> Script:
-    wanted = tuple(n for n, v in arguments.items() if isinstance(v, Tensor) and v.is_floating_point())
-    return Script(name, (Call(arguments, gradients=wanted),), habit)
 
 
 # --- look_back_mask ---------------------------------------------------------------------------------------------
@@ -199,14 +194,14 @@ def look_back_attention_scripts(seed: int) -> Iterator[Script]:
             "value": inputs.normal(B, S, Dv, spread=2.0),
         }
 
-    yield _script("three tokens", arguments(1, 3, 3, 4, 2))
-    yield _script("two queries, five keys", arguments(2, 2, 5, 3, 4))
-    yield _script("a batch, all sizes different", arguments(2, 3, 6, 5, 4))
-    yield _script("all sizes equal", arguments(4, 4, 4, 4, 4))
-    yield _script("one query", arguments(1, 1, 9, 8, 7))
+    yield one_call("three tokens", arguments(1, 3, 3, 4, 2))
+    yield one_call("two queries, five keys", arguments(2, 2, 5, 3, 4))
+    yield one_call("a batch, all sizes different", arguments(2, 3, 6, 5, 4))
+    yield one_call("all sizes equal", arguments(4, 4, 4, 4, 4))
+    yield one_call("one query", arguments(1, 1, 9, 8, 7))
     loose = {name: tensor.mT.contiguous().mT for name, tensor in arguments(2, 3, 5, 4, 6).items()}
-    yield _script("non-contiguous", loose, "non-contiguous")
-    yield _script("float64", {name: t.double() for name, t in arguments(2, 2, 3, 4, 5).items()}, "float64")
+    yield one_call("non-contiguous", loose, "non-contiguous")
+    yield one_call("float64", {name: t.double() for name, t in arguments(2, 2, 3, 4, 5).items()}, "float64")
 
 
 def _first_sees_itself(call: Call, result: Result) -> bool:
@@ -368,17 +363,17 @@ def shifted_loss_scripts(seed: int) -> Iterator[Script]:
         tokens[:, -1] = (tokens[:, 0] + 1) % V  # the last and the first differ, so that their losses do
         return {"logits": inputs.normal(B, T, V, spread=2.0), "tokens": tokens}
 
-    yield _script("one sequence of four tokens", arguments(1, 4, 5))
-    yield _script("a batch, all sizes different", arguments(2, 5, 7))
-    yield _script("more tokens than there are different ones", arguments(3, 8, 4))
-    yield _script("all sizes equal", arguments(5, 5, 5))
+    yield one_call("one sequence of four tokens", arguments(1, 4, 5))
+    yield one_call("a batch, all sizes different", arguments(2, 5, 7))
+    yield one_call("more tokens than there are different ones", arguments(3, 8, 4))
+    yield one_call("all sizes equal", arguments(5, 5, 5))
     loose = arguments(2, 4, 6)
     loose["logits"] = loose["logits"].mT.contiguous().mT
-    yield _script("non-contiguous", loose, "non-contiguous")
-    yield _script("float64", {**(given := arguments(2, 4, 5)), "logits": given["logits"].double()}, "float64")
+    yield one_call("non-contiguous", loose, "non-contiguous")
+    yield one_call("float64", {**(given := arguments(2, 4, 5)), "logits": given["logits"].double()}, "float64")
     large = arguments(2, 4, 5)
     large["logits"] = inputs.normal(2, 4, 5, spread=150.0)
-    yield _script("logits of a few hundred", large, "extreme")
+    yield one_call("logits of a few hundred", large, "extreme")
 
 
 SHIFTED_LOSS = Exercise(
@@ -537,7 +532,7 @@ def ragged_mask_scripts(seed: int) -> Iterator[Script]:
     inputs = Inputs(5300 + seed)
 
     def script(name: str, lengths: Tensor, T: int) -> Script:
-        return _script(name, {"lengths": lengths, "T": T})
+        return one_call(name, {"lengths": lengths, "T": T})
 
     yield script("one sentence of two in five places", torch.tensor([2]), 5)
     yield script("a full one and a shorter one", torch.tensor([6, 4]), 6)

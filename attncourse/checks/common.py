@@ -1,8 +1,9 @@
 """What the specifications of several chapters share: advice on habits, and properties of weights."""
 
 import torch
+from torch import Tensor
 
-from attncourse.checks.script import Call, Result
+from attncourse.checks.script import Call, Result, Script
 from attncourse.checks.spec import Property
 
 NON_CONTIGUOUS = (
@@ -36,3 +37,15 @@ def _forbidden_keys_get_nothing(call: Call, result: Result) -> bool:
 FORBIDDEN_KEYS = Property("a key that the mask forbids gets weight exactly 0", _forbidden_keys_get_nothing)
 NOT_NEGATIVE = Property("no weight is negative", _no_weight_is_negative)
 SUM_TO_ONE = Property("the weights of each query sum to 1 over the keys (or 0 with no key)", _weights_sum_to_one)
+
+
+def one_call(name: str, arguments: dict, habit: str | None = None, gradients: tuple[str, ...] | None = None) -> Script:
+    """A script of one call; gradients are wanted of every floating-point tensor, unless they are named."""
+    if gradients is None:
+        gradients = tuple(n for n, v in arguments.items() if isinstance(v, Tensor) and v.is_floating_point())
+    return Script(name, (Call(arguments, gradients=gradients),), habit)
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same numbers, stored with the last two axes exchanged."""
+    return tensor.mT.contiguous().mT

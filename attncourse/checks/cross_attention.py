@@ -5,23 +5,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from attncourse.checks.common import COMMON_HABITS, FLOAT64, NOT_NEGATIVE, SUM_TO_ONE
+from attncourse.checks.common import COMMON_HABITS, FLOAT64, NOT_NEGATIVE, SUM_TO_ONE, one_call, strided
 from attncourse.checks.script import Call, Construct, Load, Result, Script
 from attncourse.checks.spec import Exercise, Inputs, Misconception, Output, Property, Variant
 
 CHAPTER = "04_cross_attention"
 
 WHOLE_ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward", "_native_multi_head_attention")
-
-
-def _script(name: str, arguments: dict, habit: str | None = None) -> Script:
-    wanted = tuple(n for n, v in arguments.items() if isinstance(v, Tensor) and v.is_floating_point())
-    return Script(name, (Call(arguments, gradients=wanted),), habit)
-
-
-def _loose(tensor: Tensor) -> Tensor:
-    """The same numbers, stored with the last two axes exchanged."""
-    return tensor.transpose(-2, -1).contiguous().transpose(-2, -1)
 
 
 # --- cross_scores -----------------------------------------------------------------------------------------------
@@ -68,14 +58,16 @@ def cross_scores_scripts(seed: int) -> Iterator[Script]:
             "k_weight": inputs.weight(D, d_context),
         }
 
-    yield _script("two tokens ask three", arguments(1, 2, 3, 4, 5, 6))
-    yield _script("a batch, all sizes different", arguments(2, 3, 5, 4, 7, 6))
-    yield _script("tokens of one size", arguments(2, 3, 5, 4, 4, 6))
-    yield _script("all sizes equal", arguments(4, 4, 4, 4, 4, 4))
-    yield _script("one token asks", arguments(1, 1, 9, 8, 7, 6))
+    yield one_call("two tokens ask three", arguments(1, 2, 3, 4, 5, 6))
+    yield one_call("a batch, all sizes different", arguments(2, 3, 5, 4, 7, 6))
+    yield one_call("tokens of one size", arguments(2, 3, 5, 4, 4, 6))
+    yield one_call("all sizes equal", arguments(4, 4, 4, 4, 4, 4))
+    yield one_call("one token asks", arguments(1, 1, 9, 8, 7, 6))
     loose = arguments(2, 3, 5, 4, 7, 6)
-    yield _script("non-contiguous", loose | {name: _loose(loose[name]) for name in ("x", "context")}, "non-contiguous")
-    yield _script("float64", {n: t.double() for n, t in arguments(2, 2, 3, 4, 5, 6).items()}, "float64")
+    yield one_call(
+        "non-contiguous", loose | {name: strided(loose[name]) for name in ("x", "context")}, "non-contiguous"
+    )
+    yield one_call("float64", {n: t.double() for n, t in arguments(2, 2, 3, 4, 5, 6).items()}, "float64")
 
 
 CROSS_SCORES = Exercise(
@@ -219,18 +211,18 @@ def attend_to_context_scripts(seed: int) -> Iterator[Script]:
             "context_lengths": torch.tensor(lengths),
         }
 
-    yield _script("two queries, a context of three, two of them real", arguments(2, 3, 4, 5, 2))
-    yield _script("a batch, all sizes different", arguments(3, 5, 6, 4, 5, 2))
-    yield _script("a long query, a short context", arguments(7, 4, 5, 6, 1, 4, 2))
-    yield _script("all sizes equal", arguments(4, 4, 4, 4, 3, 1, 4, 2))
-    yield _script("a context of padding only", arguments(3, 4, 5, 6, 0, 3))
-    yield _script("one query", arguments(1, 12, 8, 9, 7))
+    yield one_call("two queries, a context of three, two of them real", arguments(2, 3, 4, 5, 2))
+    yield one_call("a batch, all sizes different", arguments(3, 5, 6, 4, 5, 2))
+    yield one_call("a long query, a short context", arguments(7, 4, 5, 6, 1, 4, 2))
+    yield one_call("all sizes equal", arguments(4, 4, 4, 4, 3, 1, 4, 2))
+    yield one_call("a context of padding only", arguments(3, 4, 5, 6, 0, 3))
+    yield one_call("one query", arguments(1, 12, 8, 9, 7))
     loose = arguments(3, 5, 6, 4, 5, 2)
-    yield _script(
-        "non-contiguous", loose | {name: _loose(loose[name]) for name in ("query", "key", "value")}, "non-contiguous"
+    yield one_call(
+        "non-contiguous", loose | {name: strided(loose[name]) for name in ("query", "key", "value")}, "non-contiguous"
     )
     double = arguments(2, 3, 5, 4, 1, 3)
-    yield _script("float64", {n: t.double() if t.is_floating_point() else t for n, t in double.items()}, "float64")
+    yield one_call("float64", {n: t.double() if t.is_floating_point() else t for n, t in double.items()}, "float64")
 
 
 def _left_padded(implementation: Callable) -> Callable:
@@ -422,16 +414,16 @@ def image_patches_scripts(seed: int) -> Iterator[Script]:
     def arguments(B: int, C: int, height: int, width: int, patch: int) -> dict[str, Tensor | int]:
         return {"images": inputs.normal(B, C, height, width), "patch": patch}
 
-    yield _script("two rows of three patches", arguments(1, 3, 4, 6, 2))
-    yield _script("a batch, all sizes different", arguments(2, 3, 8, 4, 2))
-    yield _script("all sizes equal", arguments(3, 3, 9, 9, 3))
-    yield _script("patches of three by three", arguments(2, 4, 6, 9, 3))
-    yield _script("one channel", arguments(3, 1, 9, 12, 3))
-    yield _script("one patch", arguments(2, 4, 5, 5, 5))
+    yield one_call("two rows of three patches", arguments(1, 3, 4, 6, 2))
+    yield one_call("a batch, all sizes different", arguments(2, 3, 8, 4, 2))
+    yield one_call("all sizes equal", arguments(3, 3, 9, 9, 3))
+    yield one_call("patches of three by three", arguments(2, 4, 6, 9, 3))
+    yield one_call("one channel", arguments(3, 1, 9, 12, 3))
+    yield one_call("one patch", arguments(2, 4, 5, 5, 5))
     loose = arguments(2, 3, 4, 6, 2)
-    yield _script("non-contiguous", loose | {"images": _loose(loose["images"])}, "non-contiguous")
+    yield one_call("non-contiguous", loose | {"images": strided(loose["images"])}, "non-contiguous")
     double = arguments(1, 3, 4, 6, 2)
-    yield _script("float64", double | {"images": double["images"].double()}, "float64")
+    yield one_call("float64", double | {"images": double["images"].double()}, "float64")
 
 
 IMAGE_PATCHES = Exercise(

@@ -5,16 +5,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from attncourse.checks.common import COMMON_HABITS, FLOAT64
-from attncourse.checks.script import Call, Script
+from attncourse.checks.common import COMMON_HABITS, FLOAT64, one_call
+from attncourse.checks.script import Script
 from attncourse.checks.spec import Exercise, Inputs, Misconception, Output, ReverseExercise
 
 CHAPTER = "02_luong"
-
-
-def _script(name: str, arguments: dict, habit: str | None = None, gradients: tuple[str, ...] | None = None) -> Script:
-    wanted = tuple(n for n, v in arguments.items() if isinstance(v, Tensor)) if gradients is None else gradients
-    return Script(name, (Call(arguments, gradients=wanted),), habit)
 
 
 # --- general_score ----------------------------------------------------------------------------------------------
@@ -54,14 +49,14 @@ def general_score_scripts(seed: int) -> Iterator[Script]:
             "weight": inputs.weight(Dq, Dk),
         }
 
-    yield _script("two queries, three keys", arguments(1, 2, 3, 4, 5))
-    yield _script("a batch, all sizes different", arguments(2, 3, 5, 4, 7))
-    yield _script("all sizes equal", arguments(4, 4, 4, 4, 4))
-    yield _script("one query", arguments(1, 1, 9, 7, 8))
+    yield one_call("two queries, three keys", arguments(1, 2, 3, 4, 5))
+    yield one_call("a batch, all sizes different", arguments(2, 3, 5, 4, 7))
+    yield one_call("all sizes equal", arguments(4, 4, 4, 4, 4))
+    yield one_call("one query", arguments(1, 1, 9, 7, 8))
     loose = arguments(2, 3, 5, 4, 7)
     loose["query"], loose["keys"] = (loose[n].transpose(1, 2).contiguous().transpose(1, 2) for n in ("query", "keys"))
-    yield _script("non-contiguous", loose, "non-contiguous")
-    yield _script("float64", {n: t.double() for n, t in arguments(2, 2, 3, 4, 5).items()}, "float64")
+    yield one_call("non-contiguous", loose, "non-contiguous")
+    yield one_call("float64", {n: t.double() for n, t in arguments(2, 2, 3, 4, 5).items()}, "float64")
 
 
 GENERAL_MISCONCEPTIONS = (
@@ -164,11 +159,11 @@ def concat_score_scripts(seed: int) -> Iterator[Script]:
             "v": inputs.normal(A),
         }
 
-    yield _script("two queries, three keys", arguments(1, 2, 3, 4, 5, 6))
-    yield _script("a batch, all sizes different", arguments(2, 3, 5, 4, 7, 6))
-    yield _script("all sizes equal", arguments(4, 4, 4, 4, 4, 4))
-    yield _script("one query", arguments(1, 1, 9, 8, 7, 6))
-    yield _script("float64", {n: t.double() for n, t in arguments(2, 2, 3, 4, 5, 6).items()}, "float64")
+    yield one_call("two queries, three keys", arguments(1, 2, 3, 4, 5, 6))
+    yield one_call("a batch, all sizes different", arguments(2, 3, 5, 4, 7, 6))
+    yield one_call("all sizes equal", arguments(4, 4, 4, 4, 4, 4))
+    yield one_call("one query", arguments(1, 1, 9, 8, 7, 6))
+    yield one_call("float64", {n: t.double() for n, t in arguments(2, 2, 3, 4, 5, 6).items()}, "float64")
 
 
 CONCAT_SCORE = Exercise(
@@ -262,11 +257,11 @@ def attentional_vector_scripts(seed: int) -> Iterator[Script]:
             "weight": inputs.normal(n, Dv + Dq, spread=Dv**-0.5),
         }
 
-    yield _script("two steps", arguments(1, 2, 3, 4, 5))
-    yield _script("a batch, all sizes different", arguments(2, 3, 6, 4, 5))
-    yield _script("equal sizes", arguments(3, 2, 4, 4, 8))
-    yield _script("one query", arguments(1, 1, 9, 8, 7))
-    yield _script("float64", {n: t.double() for n, t in arguments(2, 2, 3, 4, 5).items()}, "float64")
+    yield one_call("two steps", arguments(1, 2, 3, 4, 5))
+    yield one_call("a batch, all sizes different", arguments(2, 3, 6, 4, 5))
+    yield one_call("equal sizes", arguments(3, 2, 4, 4, 8))
+    yield one_call("one query", arguments(1, 1, 9, 8, 7))
+    yield one_call("float64", {n: t.double() for n, t in arguments(2, 2, 3, 4, 5).items()}, "float64")
 
 
 ATTENTIONAL_VECTOR = Exercise(
@@ -362,7 +357,7 @@ def local_weights_scripts(seed: int) -> Iterator[Script]:
         fraction = torch.rand(B, T, generator=inputs.generator)
         centre = (1.5 + fraction * (S - 3)).to(dtype)  # not whole numbers, and a little inside
         scores = inputs.normal(B, T, S, spread=1.5).to(dtype)
-        return _script(name, {"scores": scores, "centre": centre, "window": window}, habit)
+        return one_call(name, {"scores": scores, "centre": centre, "window": window}, habit)
 
     yield script("two queries, seven keys", 1, 2, 7, 3)
     yield script("a batch", 2, 3, 11, 4)
@@ -372,7 +367,7 @@ def local_weights_scripts(seed: int) -> Iterator[Script]:
     yield script("float64", 2, 2, 8, 3, "float64", torch.float64)
     # Both ends are keys, and are inside. Whether |j - p| < W or <= W makes no difference here: both are too wide.
     middle = {"scores": inputs.normal(2, 3, 5, spread=1.5), "centre": torch.full((2, 3), 2.0), "window": 3}
-    yield _script("the window is the sentence", middle)
+    yield one_call("the window is the sentence", middle)
 
 
 LOCAL_WEIGHTS = Exercise(
@@ -485,11 +480,11 @@ def faulty_straight_through(wrong: frozenset[str]) -> Callable:
 
 def straight_through_scripts(seed: int) -> Iterator[Script]:
     inputs = Inputs(900 + seed)
-    yield _script("two queries, three keys", {"scores": inputs.normal(1, 2, 3, spread=1.5)})
-    yield _script("a batch", {"scores": inputs.normal(2, 3, 5, spread=1.5)})
-    yield _script("as many queries as keys", {"scores": inputs.normal(3, 4, 4, spread=1.5)})
-    yield _script("one query", {"scores": inputs.normal(1, 1, 11, spread=1.5)})
-    yield _script("float64", {"scores": inputs.normal(2, 2, 3, spread=1.5).double()}, "float64")
+    yield one_call("two queries, three keys", {"scores": inputs.normal(1, 2, 3, spread=1.5)})
+    yield one_call("a batch", {"scores": inputs.normal(2, 3, 5, spread=1.5)})
+    yield one_call("as many queries as keys", {"scores": inputs.normal(3, 4, 4, spread=1.5)})
+    yield one_call("one query", {"scores": inputs.normal(1, 1, 11, spread=1.5)})
+    yield one_call("float64", {"scores": inputs.normal(2, 2, 3, spread=1.5).double()}, "float64")
 
 
 STRAIGHT_THROUGH = Exercise(

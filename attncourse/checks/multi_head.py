@@ -5,16 +5,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from attncourse.checks.common import COMMON_HABITS, FLOAT64
-from attncourse.checks.script import Call, Script
+from attncourse.checks.common import COMMON_HABITS, FLOAT64, one_call
+from attncourse.checks.script import Script
 from attncourse.checks.spec import Exercise, Inputs, Misconception, Output, Variant
 
 CHAPTER = "06_multi_head"
-
-
-def _script(name: str, arguments: dict, habit: str | None = None) -> Script:
-    wanted = tuple(n for n, v in arguments.items() if isinstance(v, Tensor) and v.is_floating_point())
-    return Script(name, (Call(arguments, gradients=wanted),), habit)
 
 
 # --- split_into_heads -------------------------------------------------------------------------------------------
@@ -55,12 +50,12 @@ def split_into_heads_scripts(seed: int) -> Iterator[Script]:
     def arguments(B: int, T: int, H: int, D: int) -> dict:
         return {"x": inputs.normal(B, T, H * D), "n_heads": H}
 
-    yield _script("two heads of three numbers", arguments(1, 4, 2, 3))
-    yield _script("a batch, all sizes different", arguments(2, 5, 3, 4))
-    yield _script("all sizes equal", arguments(4, 4, 4, 4))
-    yield _script("one token", arguments(3, 1, 4, 6))
-    yield _script("non-contiguous", {"x": inputs.normal(2, 6, 5).mT, "n_heads": 3}, "non-contiguous")
-    yield _script("float64", {"x": inputs.normal(2, 3, 8).double(), "n_heads": 4}, "float64")
+    yield one_call("two heads of three numbers", arguments(1, 4, 2, 3))
+    yield one_call("a batch, all sizes different", arguments(2, 5, 3, 4))
+    yield one_call("all sizes equal", arguments(4, 4, 4, 4))
+    yield one_call("one token", arguments(3, 1, 4, 6))
+    yield one_call("non-contiguous", {"x": inputs.normal(2, 6, 5).mT, "n_heads": 3}, "non-contiguous")
+    yield one_call("float64", {"x": inputs.normal(2, 3, 8).double(), "n_heads": 4}, "float64")
 
 
 def _interleave(x: Tensor, n_heads: int) -> Tensor:
@@ -174,12 +169,12 @@ def faulty_join_heads(wrong: frozenset[str]) -> Callable:
 
 def join_heads_scripts(seed: int) -> Iterator[Script]:
     inputs = Inputs(6100 + seed)
-    yield _script("two heads of three numbers", {"x": inputs.normal(1, 2, 4, 3)})
-    yield _script("a batch, all sizes different", {"x": inputs.normal(2, 3, 5, 4)})
-    yield _script("all sizes equal", {"x": inputs.normal(4, 4, 4, 4)})
-    yield _script("one token", {"x": inputs.normal(3, 4, 1, 6)})
-    yield _script("non-contiguous", {"x": inputs.normal(2, 3, 4, 5).mT}, "non-contiguous")
-    yield _script("float64", {"x": inputs.normal(2, 4, 3, 2).double()}, "float64")
+    yield one_call("two heads of three numbers", {"x": inputs.normal(1, 2, 4, 3)})
+    yield one_call("a batch, all sizes different", {"x": inputs.normal(2, 3, 5, 4)})
+    yield one_call("all sizes equal", {"x": inputs.normal(4, 4, 4, 4)})
+    yield one_call("one token", {"x": inputs.normal(3, 4, 1, 6)})
+    yield one_call("non-contiguous", {"x": inputs.normal(2, 3, 4, 5).mT}, "non-contiguous")
+    yield one_call("float64", {"x": inputs.normal(2, 4, 3, 2).double()}, "float64")
 
 
 JOIN_HEADS = Exercise(
@@ -313,12 +308,12 @@ def all_heads_scripts(seed: int) -> Iterator[Script]:
             weights[name] = weights[name] * 1.4
         return {"x": inputs.normal(B, T, H * D, spread=1.5), **weights, "n_heads": H, "mask": inputs.mask(B, T, T)}
 
-    yield _script("one sentence, two heads", arguments(1, 3, 2, 2))
-    yield _script("two sentences, three heads", arguments(2, 4, 3, 2))
-    yield _script("as many sentences as heads", arguments(2, 5, 2, 3))
-    yield _script("all sizes equal", arguments(3, 3, 3, 3))
+    yield one_call("one sentence, two heads", arguments(1, 3, 2, 2))
+    yield one_call("two sentences, three heads", arguments(2, 4, 3, 2))
+    yield one_call("as many sentences as heads", arguments(2, 5, 2, 3))
+    yield one_call("all sizes equal", arguments(3, 3, 3, 3))
     given = arguments(2, 3, 2, 4)
-    yield _script("float64", {n: v.double() if n[0] in "xqkvo" else v for n, v in given.items()}, "float64")
+    yield one_call("float64", {n: v.double() if n[0] in "xqkvo" else v for n, v in given.items()}, "float64")
 
 
 ALL_HEADS = Exercise(
@@ -482,16 +477,16 @@ def keep_heads_scripts(seed: int) -> Iterator[Script]:
             "keep": keep,
         }
 
-    yield _script("two heads, the first removed", arguments(1, 2, 3, 2, 0))
-    yield _script("three heads, the middle one removed", arguments(2, 3, 4, 2, 1))
-    yield _script("all sizes equal, the second removed", arguments(4, 4, 4, 4, 1))
-    yield _script("four heads, one left", arguments(2, 4, 3, 3, 0, 2, 3))
-    yield _script("none removed", arguments(2, 3, 5, 4))
+    yield one_call("two heads, the first removed", arguments(1, 2, 3, 2, 0))
+    yield one_call("three heads, the middle one removed", arguments(2, 3, 4, 2, 1))
+    yield one_call("all sizes equal, the second removed", arguments(4, 4, 4, 4, 1))
+    yield one_call("four heads, one left", arguments(2, 4, 3, 3, 0, 2, 3))
+    yield one_call("none removed", arguments(2, 3, 5, 4))
     loose = arguments(2, 3, 4, 5, 2)
     loose["heads"] = loose["heads"].mT.contiguous().mT
-    yield _script("non-contiguous", loose, "non-contiguous")
+    yield one_call("non-contiguous", loose, "non-contiguous")
     given = arguments(2, 2, 3, 4, 1)
-    yield _script("float64", {n: t.double() if n != "keep" else t for n, t in given.items()}, "float64")
+    yield one_call("float64", {n: t.double() if n != "keep" else t for n, t in given.items()}, "float64")
 
 
 KEEP_HEADS = Exercise(

@@ -6,16 +6,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from attncourse.checks.common import COMMON_HABITS
+from attncourse.checks.common import COMMON_HABITS, one_call
 from attncourse.checks.script import Call, Result, Script
 from attncourse.checks.spec import Exercise, Inputs, Misconception, Output, Property, ReverseExercise, Variant
 
 CHAPTER = "07_positions"
-
-
-def _script(name: str, arguments: dict, habit: str | None = None) -> Script:
-    floating = (name for name, value in arguments.items() if isinstance(value, Tensor) and value.is_floating_point())
-    return Script(name, (Call(arguments, gradients=tuple(floating)),), habit)
 
 
 # --- sine_table -------------------------------------------------------------------------------------------------
@@ -55,7 +50,7 @@ def sine_table_scripts(seed: int) -> Iterator[Script]:
         ("two columns", 7 + more, 2),
         ("one position", 1, 14),
     ):
-        yield _script(name, {"n_positions": n_positions, "d_model": d_model})
+        yield one_call(name, {"n_positions": n_positions, "d_model": d_model})
 
 
 def _pairs_lie_on_a_circle(call: Call, result: Result) -> bool:
@@ -217,17 +212,17 @@ def rotate_pairs_scripts(seed: int) -> Iterator[Script]:
             positions = 1 + torch.randperm(28, generator=inputs.generator)[:T].sort().values
         return {"x": inputs.normal(B, H, T, D, spread=1.5), "positions": positions, "base": base}
 
-    yield _script("three tokens, two pairs", arguments(1, 2, 3, 4, 100.0))
-    yield _script("a batch, all sizes different", arguments(2, 3, 5, 6, 1000.0))
-    yield _script("all sizes equal", arguments(4, 4, 4, 4, 20.0))
-    yield _script("positions from 0", arguments(2, 3, 6, 8, 10000.0, torch.arange(6)))
-    yield _script("one token", arguments(1, 2, 1, 48, 50.0))
-    yield _script("positions out of order", arguments(1, 3, 4, 10, 500.0, torch.tensor([9, 2, 30, 0])))
+    yield one_call("three tokens, two pairs", arguments(1, 2, 3, 4, 100.0))
+    yield one_call("a batch, all sizes different", arguments(2, 3, 5, 6, 1000.0))
+    yield one_call("all sizes equal", arguments(4, 4, 4, 4, 20.0))
+    yield one_call("positions from 0", arguments(2, 3, 6, 8, 10000.0, torch.arange(6)))
+    yield one_call("one token", arguments(1, 2, 1, 48, 50.0))
+    yield one_call("positions out of order", arguments(1, 3, 4, 10, 500.0, torch.tensor([9, 2, 30, 0])))
     loose = arguments(2, 3, 5, 8, 300.0)
     loose["x"] = loose["x"].transpose(1, 2).contiguous().transpose(1, 2)
-    yield _script("non-contiguous", loose, "non-contiguous")
+    yield one_call("non-contiguous", loose, "non-contiguous")
     wide = arguments(1, 2, 3, 4, 100.0)
-    yield _script("float64", {**wide, "x": wide["x"].double()}, "float64")
+    yield one_call("float64", {**wide, "x": wide["x"].double()}, "float64")
 
 
 def _lengths_are_kept(call: Call, result: Result) -> bool:
@@ -393,7 +388,7 @@ def slope_bias_scripts(seed: int) -> Iterator[Script]:
         ("one query", 4, 1, 11 + more),
         ("one head", 1, 3, 5 + more),
     ):
-        yield _script(name, {"n_heads": n_heads, "T": T, "S": S})
+        yield one_call(name, {"n_heads": n_heads, "T": T, "S": S})
 
 
 def _own_key_is_left(call: Call, result: Result) -> bool:
@@ -553,19 +548,19 @@ def rotary_scores_scripts(seed: int) -> Iterator[Script]:
             "base": base,
         }
 
-    yield _script("two queries, three keys", arguments(1, 2, 2, 3, 4, 100.0, 4))
-    yield _script("a batch, all sizes different", arguments(2, 3, 4, 7, 6, 1000.0, 0))
-    yield _script("all sizes equal", arguments(4, 4, 4, 4, 4, 20.0, 3))
-    yield _script("one query, as when generating", arguments(1, 2, 1, 13, 32, 50.0, 0))
+    yield one_call("two queries, three keys", arguments(1, 2, 2, 3, 4, 100.0, 4))
+    yield one_call("a batch, all sizes different", arguments(2, 3, 4, 7, 6, 1000.0, 0))
+    yield one_call("all sizes equal", arguments(4, 4, 4, 4, 4, 20.0, 3))
+    yield one_call("one query, as when generating", arguments(1, 2, 1, 13, 32, 50.0, 0))
     anywhere = arguments(2, 1, 3, 5, 8, 200.0, 0)
     anywhere["query_positions"] = torch.randperm(20, generator=inputs.generator)[:3]
     anywhere["key_positions"] = torch.randperm(20, generator=inputs.generator)[:5]
-    yield _script("positions out of order", anywhere)
+    yield one_call("positions out of order", anywhere)
     loose = arguments(2, 3, 4, 6, 8, 300.0, 2)
     loose |= {n: loose[n].transpose(1, 2).contiguous().transpose(1, 2) for n in ("query", "key")}
-    yield _script("non-contiguous", loose, "non-contiguous")
+    yield one_call("non-contiguous", loose, "non-contiguous")
     wide = arguments(1, 2, 2, 3, 4, 100.0, 4)
-    yield _script("float64", wide | {n: wide[n].double() for n in ("query", "key")}, "float64")
+    yield one_call("float64", wide | {n: wide[n].double() for n in ("query", "key")}, "float64")
 
 
 def _same_position_is_no_turn(call: Call, result: Result) -> bool:

@@ -5,23 +5,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from attncourse.checks.common import COMMON_HABITS, EXTREME, FORBIDDEN_KEYS, NOT_NEGATIVE, SUM_TO_ONE
+from attncourse.checks.common import COMMON_HABITS, EXTREME, FORBIDDEN_KEYS, NOT_NEGATIVE, SUM_TO_ONE, one_call, strided
 from attncourse.checks.script import Call, Construct, Load, Script
 from attncourse.checks.spec import Exercise, Inputs, Misconception, Output, Variant
 
 CHAPTER = "03_self_attention"
 
 WHOLE_ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward", "_native_multi_head_attention")
-
-
-def _script(name: str, arguments: dict, habit: str | None = None) -> Script:
-    wanted = tuple(n for n, v in arguments.items() if isinstance(v, Tensor) and v.is_floating_point())
-    return Script(name, (Call(arguments, gradients=wanted),), habit)
-
-
-def _loose(tensor: Tensor) -> Tensor:
-    """The same numbers, stored with the last two axes exchanged."""
-    return tensor.transpose(-2, -1).contiguous().transpose(-2, -1)
 
 
 # --- project_tokens ---------------------------------------------------------------------------------------------
@@ -71,13 +61,13 @@ def project_tokens_scripts(seed: int) -> Iterator[Script]:
             "v_weight": inputs.weight(Dv, d_model),
         }
 
-    yield _script("two tokens", arguments(1, 2, 4, 3, 3))
-    yield _script("a batch, all sizes different", arguments(2, 3, 6, 4, 5))
-    yield _script("all sizes equal", arguments(4, 4, 4, 4, 4))
-    yield _script("one token", arguments(1, 1, 9, 7, 8))
+    yield one_call("two tokens", arguments(1, 2, 4, 3, 3))
+    yield one_call("a batch, all sizes different", arguments(2, 3, 6, 4, 5))
+    yield one_call("all sizes equal", arguments(4, 4, 4, 4, 4))
+    yield one_call("one token", arguments(1, 1, 9, 7, 8))
     loose = arguments(2, 3, 6, 4, 5)
-    yield _script("non-contiguous", loose | {"x": _loose(loose["x"])}, "non-contiguous")
-    yield _script("float64", {n: t.double() for n, t in arguments(2, 3, 5, 4, 4).items()}, "float64")
+    yield one_call("non-contiguous", loose | {"x": strided(loose["x"])}, "non-contiguous")
+    yield one_call("float64", {n: t.double() for n, t in arguments(2, 3, 5, 4, 4).items()}, "float64")
 
 
 PROJECT_TOKENS = Exercise(
@@ -189,14 +179,14 @@ def scaled_scores_scripts(seed: int) -> Iterator[Script]:
     def arguments(B: int, T: int, S: int, D: int) -> dict[str, Tensor]:
         return {"query": inputs.normal(B, T, D, spread=1.5), "key": inputs.normal(B, S, D, spread=1.5)}
 
-    yield _script("two queries, three keys", arguments(1, 2, 3, 5))
-    yield _script("a batch, all sizes different", arguments(2, 3, 5, 6))
-    yield _script("all sizes equal", arguments(4, 4, 4, 4))
-    yield _script("as many queries as keys", arguments(2, 5, 5, 7))
-    yield _script("one query", arguments(1, 1, 9, 8))
-    loose = {name: _loose(tensor) for name, tensor in arguments(2, 3, 5, 6).items()}
-    yield _script("non-contiguous", loose, "non-contiguous")
-    yield _script("float64", {n: t.double() for n, t in arguments(2, 2, 3, 5).items()}, "float64")
+    yield one_call("two queries, three keys", arguments(1, 2, 3, 5))
+    yield one_call("a batch, all sizes different", arguments(2, 3, 5, 6))
+    yield one_call("all sizes equal", arguments(4, 4, 4, 4))
+    yield one_call("as many queries as keys", arguments(2, 5, 5, 7))
+    yield one_call("one query", arguments(1, 1, 9, 8))
+    loose = {name: strided(tensor) for name, tensor in arguments(2, 3, 5, 6).items()}
+    yield one_call("non-contiguous", loose, "non-contiguous")
+    yield one_call("float64", {n: t.double() for n, t in arguments(2, 2, 3, 5).items()}, "float64")
 
 
 SCALED_SCORES = Exercise(
@@ -350,29 +340,29 @@ def masked_attention_scripts(seed: int) -> Iterator[Script]:
             "mask": inputs.mask(B, T, S),
         }
 
-    yield _script("two queries, three keys", arguments(1, 2, 3, 4, 5))
-    yield _script("a batch, all sizes different", arguments(2, 3, 5, 6, 4))
-    yield _script("all sizes equal", arguments(4, 4, 4, 4, 4))
+    yield one_call("two queries, three keys", arguments(1, 2, 3, 4, 5))
+    yield one_call("a batch, all sizes different", arguments(2, 3, 5, 6, 4))
+    yield one_call("all sizes equal", arguments(4, 4, 4, 4, 4))
     empty = arguments(2, 3, 4, 5, 6)
     empty["mask"][0, 1], empty["mask"][1, 2] = False, True
-    yield _script("a query with no allowed key, another with all", empty)
-    yield _script("one query", arguments(1, 1, 11, 7, 8))
+    yield one_call("a query with no allowed key, another with all", empty)
+    yield one_call("one query", arguments(1, 1, 11, 7, 8))
     loose = arguments(2, 3, 5, 6, 4)
-    yield _script(
-        "non-contiguous", loose | {name: _loose(loose[name]) for name in ("query", "key", "value")}, "non-contiguous"
+    yield one_call(
+        "non-contiguous", loose | {name: strided(loose[name]) for name in ("query", "key", "value")}, "non-contiguous"
     )
     double = arguments(2, 2, 3, 5, 4)
-    yield _script("float64", {n: t.double() if t.is_floating_point() else t for n, t in double.items()}, "float64")
+    yield one_call("float64", {n: t.double() if t.is_floating_point() else t for n, t in double.items()}, "float64")
     # Whole numbers and D = 4: the scores are exact, so that every right order of the steps gives the same weights.
     large = arguments(2, 3, 5, 4, 6)
     large["query"], large["key"] = (10 * large["query"]).round(), (10 * large["key"]).round()
     large["mask"][:] = True  # only overflow shows here; forbidden keys have the script below
-    yield _script("scores of a few hundred", large, "extreme")
+    yield one_call("scores of a few hundred", large, "extreme")
     large = arguments(2, 2, 4, 4, 5)
     large["query"] = large["query"].abs() + 1
     large["key"][:, :-1] = -300.0
     large["key"][:, -1], large["mask"][..., -1], large["mask"][..., 0] = 300.0, False, True
-    yield _script("large forbidden scores", large, "extreme forbidden")
+    yield one_call("large forbidden scores", large, "extreme forbidden")
 
 
 EMPTY_ROWS_NAN = Misconception(

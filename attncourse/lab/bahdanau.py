@@ -6,14 +6,8 @@ and a sentence counts only if every token is right. Letters: B batch, S source w
 
 import hashlib
 import json
-import os
-import platform
-import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from functools import cache
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,10 +17,10 @@ from torch import Tensor
 
 from attncourse.lab.alignment import alignment, crossing, evaluate
 from attncourse.lab.numbers import Batch, encode, join, sample_numbers, vocabulary
+from attncourse.lab.records import DATA, environment, keep_or_make, training_record, write_json
 from attncourse.lab.training import History, seeded, train
 from attncourse.lab.translate import Translator, load_translator, save_translator, translation_loss
 
-DATA = Path(__file__).parent.parent / "data" / "lab"
 SHOWN = (423, 799, 992, 42042, 1000021, 123456799)  # held out; 2 to 14 words, crossing tens and units, 799 and 992
 
 
@@ -111,13 +105,6 @@ def load_german() -> tuple[Translator, dict]:
     return load_translator(DATA / "bahdanau_de.safetensors")
 
 
-def environment(device: str) -> dict:
-    """What decides the last digits of a run, and its time."""
-    name = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else platform.machine()
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "num2words": version("num2words")}
-    return {**versions, "device": f"{device} ({name})", "threads": torch.get_num_threads()}
-
-
 def run(
     out: str | Path = DATA,
     device: str = "cpu",
@@ -145,37 +132,10 @@ def run(
     return {"runs": keep_or_make(out / "bahdanau.json", planned, make)}
 
 
-def keep_or_make(path: Path, planned: dict[str, dict], make: Callable[[str, dict], dict]) -> dict[str, dict]:
-    """The runs `planned` (key -> what it is made from), written to `path` under "runs" as they are done.
-
-    A run that stands there and was made from the same is kept; the others are `make(key, made_from)`, and what
-    no longer belongs to the plan is dropped at the end. Everything else in the file stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.loads(path.read_text()) if path.exists() else {}
-    kept, made = content.get("runs", {}), {}
-    for key, made_from in planned.items():
-        old = kept.get(key, {})
-        if all(old.get(field) == value for field, value in made_from.items()):
-            made[key], verb = old, "kept"
-        else:
-            made[key], verb = made_from | make(key, made_from), "done"
-        write_json(path, content | {"runs": kept | made})
-        print(f"{key}: {verb}, exact {made[key]['exact']:.3f}, {made[key]['seconds']} s", flush=True)
-    write_json(path, content | {"runs": made})
-    return made
-
-
 def _one_run(pairs: Pairs, settings: Settings, device: str, out: Path, made_from: dict) -> dict:
     seed, language = made_from["seed"], pairs.language
     model, history = train_translator(pairs, settings, seed, device=device)
-    record = {
-        "date": date.today().isoformat(),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(history.seconds, 1),
-        "final_loss": round(sum(history.losses[-20:]) / 20, 5),
-        **evaluate(model, pairs.test),
-    }
+    record = training_record(model, history) | evaluate(model, pairs.test)
     if settings.attention and language == "de":
         record["crossing"] = crossing(model, pairs.test)
     if settings.attention and seed == 0:
@@ -186,16 +146,3 @@ def _one_run(pairs: Pairs, settings: Settings, device: str, out: Path, made_from
         if language == "de":
             save_translator(model, out / "bahdanau_de.safetensors", {**made_from, "date": record["date"]})
     return record
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write `content`, lists of plain values on one line each, so that an interruption leaves the last whole file."""
-    part = path.with_name(path.name + ".part")
-    text = json.dumps(content, ensure_ascii=False, indent=1)
-    text = re.sub(r"\[\s+([^][{}]*?)\s+\]", _one_line, text)  # lists of plain values
-    part.write_text(text + "\n")
-    os.replace(part, path)
-
-
-def _one_line(values: re.Match) -> str:
-    return "[" + re.sub(r"\s+", " ", values[1]) + "]"

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attncourse.attention import masked_softmax
-from attncourse.lab.bahdanau import DATA, environment, keep_or_make
 from attncourse.lab.corpus import N_BYTES, from_text, load_corpus, sample_bytes, to_text
 from attncourse.lab.decoder import Decoder
+from attncourse.lab.records import DATA, environment, keep_or_make
 from attncourse.lab.training import History, seeded, train
 from attncourse.masks import causal_mask
 from attncourse.multi_head import MultiHeadAttention, merge_heads, split_heads

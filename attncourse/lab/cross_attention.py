@@ -7,7 +7,6 @@ to the other. The images are of `attncourse.lab.scenes`. Letters: B batch, S sou
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import date
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -22,8 +21,9 @@ from attncourse.cross_attention import CrossAttention
 from attncourse.kv_cache import KVCache
 from attncourse.lab import scenes
 from attncourse.lab.alignment import alignment, crossing, evaluate
-from attncourse.lab.bahdanau import DATA, SHOWN, Pairs, environment, fit, keep_or_make, load_pairs, write_json
+from attncourse.lab.bahdanau import SHOWN, Pairs, fit, load_pairs
 from attncourse.lab.numbers import BOS, EOS, PAD, vocabulary
+from attncourse.lab.records import DATA, environment, keep_or_make, training_record, write_json
 from attncourse.lab.training import History
 from attncourse.positions import sinusoidal
 from attncourse.self_attention import SelfAttention
@@ -232,7 +232,7 @@ def run(
 
 def _one_run(pairs: Pairs, settings: Settings, device: str, out: Path, made_from: dict) -> dict:
     model, history = train_translator(pairs, settings, made_from["seed"], device=device)
-    record = _record(model, history) | evaluate(model, pairs.test) | {"crossing": crossing(model, pairs.test)}
+    record = training_record(model, history) | evaluate(model, pairs.test) | {"crossing": crossing(model, pairs.test)}
     if made_from["seed"] == 0 and made_from["model"] == SHOWN_RUN:
         shown = {**made_from, "alignments": [alignment(model, n, "de") for n in SHOWN]}
         write_json(out / "cross_attention_alignments.json", shown)
@@ -243,17 +243,8 @@ def _one_run(pairs: Pairs, settings: Settings, device: str, out: Path, made_from
 def _one_reader(made_from: dict, scenes_data: dict, device: str, out: Path) -> dict:
     seed, steps = made_from["seed"], made_from["settings"]["steps"]
     model, history = scenes.train_reader(seed, steps=steps, device=device, **scenes_data)
-    record = _record(model, history) | scenes.score(model, scenes.load(**scenes_data)[1])
+    record = training_record(model, history) | scenes.score(model, scenes.load(**scenes_data)[1])
     if seed == 0:
         path = out / "cross_attention_reader.safetensors"
         scenes.save_reader(model, path, made_from | {"date": record["date"]})
     return record
-
-
-def _record(model: nn.Module, history: History) -> dict:
-    return {
-        "date": date.today().isoformat(),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(history.seconds, 1),
-        "final_loss": round(sum(history.losses[-20:]) / 20, 5),
-    }

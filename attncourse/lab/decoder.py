@@ -4,15 +4,13 @@ Pre-norm blocks of attention and a two-layer network, RMSNorm, embeddings tied t
 T tokens, V different tokens, L layers.
 """
 
-import json
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from attncourse.lab.records import load_weights, save_weights
 from attncourse.mechanisms import build
 from attncourse.positions import RotaryEmbedding, sinusoidal
 
@@ -145,16 +143,12 @@ def next_token_loss(model: nn.Module, tokens: Tensor, counted: Tensor | None = N
 
 def save_decoder(model: Decoder, path: str | Path, provenance: dict) -> None:
     """Write the weights in float16, the config and the provenance to a safetensors file."""
-    state = {name: tensor.detach().cpu().half().contiguous() for name, tensor in model.state_dict().items()}
-    about = {"config": json.dumps(model.config), "provenance": json.dumps(provenance)}
-    save_file(state, path, metadata=about)
+    save_weights(model, path, torch.float16, config=model.config, provenance=provenance)
 
 
 def load_decoder(path: str | Path) -> tuple[Decoder, dict]:
     """A saved model, in float32 and ready to read, and its provenance."""
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-        state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    model = Decoder(**json.loads(about["config"]))
+    state, about = load_weights(path)
+    model = Decoder(**about["config"])
     model.load_state_dict(state)
-    return model.eval(), json.loads(about["provenance"])
+    return model.eval(), about["provenance"]

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from attncourse.lab.bahdanau import DATA, environment, write_json
 from attncourse.lab.corpus import N_BYTES, load_corpus, sample_bytes
 from attncourse.lab.decoder import Decoder, load_decoder, next_token_loss, save_decoder
+from attncourse.lab.records import DATA, environment, write_json
 from attncourse.lab.training import seeded, train
 
 SETTINGS = {"steps": 4000, "batch_size": 16, "length": 256, "lr": 3e-3, "seed": 0}
@@ -51,7 +51,8 @@ def language_loss(text: Tensor, batch_size: int, length: int, seed: int, device:
 def run(out: str | Path = DATA, device: str = "cpu") -> dict:
     """Train the model into `out`: language.safetensors and language.json. Interrupted, it resumes; done, it is kept."""
     out, corpus = Path(out), load_corpus()
-    made_from = {"corpus": corpus.provenance(), "settings": SETTINGS, "environment": environment(device)}
+    made_from = {"corpus": corpus.provenance(), "settings": SETTINGS, "model": MODEL}
+    made_from["environment"] = environment(device)
     if (out / "language.json").exists():
         old = json.loads((out / "language.json").read_text())
         if all(old.get(key) == value for key, value in made_from.items()):

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from attncourse.attention import masked_softmax
 from attncourse.bahdanau import AdditiveAttention, additive_scores
 from attncourse.lab.alignment import alignment, crossing, evaluate
-from attncourse.lab.bahdanau import DATA, SHOWN, Pairs, environment, fit, keep_or_make, load_pairs, write_json
+from attncourse.lab.bahdanau import SHOWN, Pairs, fit, load_pairs
 from attncourse.lab.measure import allocated_bytes, median_ms
 from attncourse.lab.numbers import vocabulary
+from attncourse.lab.records import DATA, environment, keep_or_make, training_record, write_json
 from attncourse.lab.training import History
 from attncourse.lab.translate import Translator
 from attncourse.luong import HardAttention, LocalAttention, LuongAttention, dot_scores, surrogate_loss
@@ -272,11 +273,8 @@ def run(
 def _one_run(pairs: Pairs, settings: Settings, device: str, out: Path, made_from: dict) -> dict:
     model, history = train_translator(pairs, settings, made_from["seed"], device=device)
     record = {
-        "date": date.today().isoformat(),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        **training_record(model, history),
         "attention_parameters": sum(p.numel() for p in model.attention.parameters()),
-        "seconds": round(history.seconds, 1),
-        "final_loss": round(sum(history.losses[-20:]) / 20, 5),
         **evaluate(model, pairs.test),
         "crossing": crossing(model, pairs.test),
     }

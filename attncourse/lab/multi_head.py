@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attncourse.lab.bahdanau import DATA, environment, keep_or_make, write_json
 from attncourse.lab.corpus import N_BYTES, load_corpus
 from attncourse.lab.decoder import Decoder
 from attncourse.lab.language import held_out_loss, language_loss, load_language_model
 from attncourse.lab.measure import median_ms
+from attncourse.lab.records import DATA, environment, keep_or_make, training_record, write_json
 from attncourse.lab.training import History, seeded, train
 from attncourse.multi_head import MultiHeadAttention
 
@@ -433,15 +433,13 @@ def run(
     for (name, settings), seed in product(runs.items(), seeds):
         made_from = {"model": name, "seed": seed, "settings": asdict(settings), "environment": environment(device)}
         if settings.task == "bytes":
-            made_from["corpus"] = load_corpus().provenance()
+            made_from |= {"corpus": load_corpus().provenance(), "n_bytes": n_bytes}
         planned[f"{name}/{seed}"] = made_from
 
     def make(key: str, made_from: dict) -> dict:
         settings = runs[made_from["model"]]
         model, history = train_model(settings, made_from["seed"], device=device)
-        record = {"date": date.today().isoformat(), "parameters": sum(p.numel() for p in model.parameters())}
-        record |= {"seconds": round(history.seconds, 1), "final_loss": round(sum(history.losses[-20:]) / 20, 5)}
-        return record | evaluate(model, settings, n_bytes)
+        return training_record(model, history) | evaluate(model, settings, n_bytes)
 
     keep_or_make(path, planned, make)
     content = json.loads(path.read_text())

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attncourse.attention import scaled_dot_product_attention
-from attncourse.lab.bahdanau import DATA, environment, write_json
 from attncourse.lab.corpus import N_BYTES, load_corpus
 from attncourse.lab.decoder import Decoder
 from attncourse.lab.language import FILE, held_out_loss, language_loss, load_language_model
 from attncourse.lab.measure import allocated_bytes, median_ms
+from attncourse.lab.records import DATA, environment, keep_or_make, training_record, write_json
 from attncourse.lab.training import History, train
 from attncourse.positions import RotaryEmbedding, alibi_bias, apply_rotary
 
@@ -222,25 +222,18 @@ def run(
     parts: name -> function, what is measured besides the training (default: the byte model, and the costs).
     """
     path = Path(out) / "positions.json"
-    content = json.loads(path.read_text()) if path.exists() else {}
     shared = {"corpus": load_corpus().provenance(), "environment": environment(device)}
-    kept, made = content.get("runs", {}), {}
-    for kind, seed in product(KINDS, seeds):
-        key = f"{kind}/{seed}"
-        made_from = {"positions": kind, "seed": seed, "settings": settings, "evaluated": evaluated, **shared}
-        old = kept.get(key, {})
-        same = all(old.get(field) == value for field, value in made_from.items())
-        made[key] = old if same else made_from | _one_run(made_from, device)
-        write_json(path, content | {"runs": kept | made})
-        print(f"{key}: {'kept' if same else 'done'}, {made[key]['seconds']} s", flush=True)
-    content["runs"] = made
+    planned = {
+        f"{kind}/{seed}": {"positions": kind, "seed": seed, "settings": settings, "evaluated": evaluated, **shared}
+        for kind, seed in product(KINDS, seeds)
+    }
+    keep_or_make(path, planned, lambda key, made_from: _one_run(made_from, device))
+    content = json.loads(path.read_text())
     if parts is None:
-        parts = {"byte_model": partial(byte_model, device), "costs": costs}
+        parts = {"byte_model": partial(byte_model, device), "costs": partial(costs, device=device)}
     for name, measure in parts.items():
         made_from = {"environment": environment(device)}
         if name == "byte_model":
-            if not (DATA / FILE).exists():
-                continue
             made_from |= shared | {"tuned_with": TUNED, "model_sha256": _sha256(DATA / FILE)}
         if any(content.get(name, {}).get(field) != value for field, value in made_from.items()):
             content[name] = made_from | {"date": date.today().isoformat(), **measure()}
@@ -253,13 +246,7 @@ def _one_run(made_from: dict, device: str) -> dict:
     model, history = train_decoder(made_from["positions"], made_from["seed"], settings=settings, device=device)
     length = settings["length"] if made_from["positions"] == "learned" else evaluated["length"]
     losses = losses_by_position(model, length, evaluated["every"], evaluated["bytes"])
-    record = {
-        "date": date.today().isoformat(),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(history.seconds, 1),
-        "final_loss": round(sum(history.losses[-20:]) / len(history.losses[-20:]), 4),
-        "by_position": rounded(losses),
-    }
+    record = training_record(model, history) | {"by_position": rounded(losses)}
     if made_from["positions"] == "rotary":
         record["mix_up"] = cost_of_mix_up(model, evaluated["bytes"], settings["length"])
     return record

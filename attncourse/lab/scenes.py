@@ -5,7 +5,6 @@ shapes, everything else is noise. Letters: B images, T words of a question, S = 
 """
 
 import hashlib
-import json
 import random
 from functools import cache
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from attncourse.cross_attention import CrossAttention
+from attncourse.lab.records import DATA, load_weights, save_weights
 from attncourse.lab.training import History, seeded, train
 
 GRID, P = 4, 8
@@ -206,18 +204,12 @@ def score(model: Reader, asked: Questions) -> dict:
 
 def save_reader(model: Reader, path: str | Path, provenance: dict) -> None:
     """Write the weights in float16 and the provenance to a safetensors file."""
-    state = {name: tensor.detach().cpu().half().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, path, {"provenance": json.dumps(provenance)})
+    save_weights(model, path, torch.float16, provenance=provenance)
 
 
 def load_reader(path: str | Path | None = None) -> tuple[Reader, dict]:
     """The reader trained by `make lab`, seed 0, in float32 and ready to read, and its provenance."""
-    path = (
-        Path(__file__).parent.parent / "data" / "lab" / "cross_attention_reader.safetensors" if path is None else path
-    )
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-        state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    state, about = load_weights(path or DATA / "cross_attention_reader.safetensors")
     model = Reader()
     model.load_state_dict(state)
-    return model.eval(), json.loads(about["provenance"])
+    return model.eval(), about["provenance"]

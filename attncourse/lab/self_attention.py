@@ -6,7 +6,6 @@ value. The model says a value for every token: that of the token it wants ("look
 """
 
 from dataclasses import asdict, dataclass
-from datetime import date
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attncourse.attention import scaled_dot_product_attention
-from attncourse.lab.bahdanau import DATA, environment, keep_or_make
+from attncourse.lab.records import DATA, environment, keep_or_make, training_record
 from attncourse.lab.training import History, seeded, train
 from attncourse.positions import sinusoidal
 from attncourse.self_attention import SelfAttention
@@ -220,10 +219,7 @@ def _one_run(settings: Settings, seed: int, device: str) -> dict:
     model, history = train_reader(settings, seed, device=device)
     lengths = (settings.length // 2, settings.length, 2 * settings.length)
     return {
-        "date": date.today().isoformat(),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(history.seconds, 1),
-        "final_loss": round(sum(history.losses[-20:]) / 20, 5),
+        **training_record(model, history),
         "losses": [round(sum(history.losses[i : i + 10]) / 10, 4) for i in range(0, settings.steps, 10)],
         "exact": round(exact(model, settings, settings.length), 5),
         "by_length": {str(length): round(exact(model, settings, length), 4) for length in lengths},

@@ -7,18 +7,16 @@ and then attends. Letters: B batch, S source words, T target tokens, H the size 
 encoder's, the size of a source state, A the size of the scoring layer.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from attncourse.bahdanau import AdditiveAttention, additive_attention
 from attncourse.lab.numbers import BOS, EOS, PAD, Batch
+from attncourse.lab.records import load_weights, save_weights
 from attncourse.luong import attentional_vector
 
 Attend = Callable[[Tensor, int], tuple[Tensor, Tensor | None]]
@@ -206,15 +204,12 @@ def save_translator(model: Translator, path: str | Path, provenance: dict) -> No
     """Write weights, sizes and `provenance` to a safetensors file. An attention that was passed in raises TypeError."""
     if not isinstance(model.config["attention"], bool):
         raise TypeError(f"the file could not say how to make {type(model.attention).__name__}: save its state dict")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, path, {"config": json.dumps(model.config), "provenance": json.dumps(provenance)})
+    save_weights(model, path, config=model.config, provenance=provenance)
 
 
 def load_translator(path: str | Path) -> tuple[Translator, dict]:
     """The model that `save_translator` wrote, on the CPU, in evaluation mode, and its provenance."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    model = Translator(**json.loads(metadata["config"]))
+    state, about = load_weights(path)
+    model = Translator(**about["config"])
     model.load_state_dict(state)
-    return model.eval(), json.loads(metadata["provenance"])
+    return model.eval(), about["provenance"]

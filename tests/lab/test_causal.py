@@ -286,10 +286,8 @@ def test_run_writes_and_keeps(tmp_path, capsys):
     assert capsys.readouterr().out.count("kept") == 4
 
 
-COMMITTED = pytest.mark.skipif(not (experiment.DATA / "causal.json").exists(), reason="not made yet")
 
 
-@COMMITTED
 def test_committed_results_are_those_of_the_experiment():
     runs = lab.load_result("causal")["runs"]
     assert runs.keys() == {f"{name}/{seed}" for name in RUNS for seed in (0, 1, 2)}

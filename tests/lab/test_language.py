@@ -1,16 +1,16 @@
 import json
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from attncourse import lab
-from attncourse.lab import language
+from attncourse.lab import corpus, language
 from attncourse.lab.corpus import N_BYTES, load_corpus
 from attncourse.lab.decoder import Decoder, load_decoder
 from attncourse.lab.language import FILE, MODEL, SETTINGS, held_out_loss, language_loss, load_language_model, run
 
-TRAINED = pytest.mark.skipif(not (language.DATA / "language.json").exists(), reason="not trained yet")
 TINY = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_length": 32, "positions": "rotary"}
 
 
@@ -63,13 +63,19 @@ def test_a_run_writes_the_model_and_its_record(tmp_path, monkeypatch):
     assert held_out_loss(model, 2000, 64) == pytest.approx(record["held_out_loss"], abs=0.01)
 
 
-@TRAINED
 def test_the_trained_model_is_the_recorded_one():
     record = lab.load_result("language")
     model, provenance = load_language_model()
     assert {**MODEL, "n_tokens": N_BYTES}.items() <= model.config.items()
-    assert record["settings"] == SETTINGS == provenance["settings"]
+    assert record["settings"] == SETTINGS == provenance["settings"] and record["model"] == MODEL
     assert len(record["losses"]) == SETTINGS["steps"] // 50
     assert record["parameters"] == sum(p.numel() for p in model.parameters())
     # Another Python has a slightly different library, so the first pages are near, not equal.
     assert held_out_loss(model, 20_000) == pytest.approx(record["held_out_loss"], abs=0.15)
+
+
+def test_committed_results_say_what_chapter_05_says():
+    record, bit = lab.load_result("language"), math.log(2)
+    assert record["held_out_loss"] / bit == pytest.approx(1.70, abs=0.005)
+    assert record["losses"][-1] / bit == pytest.approx(1.18, abs=0.005)
+    assert (len(corpus.TRAIN), len(corpus.HELD_OUT)) == (101, 10)

@@ -300,6 +300,12 @@ def test_committed_results_say_what_the_chapter_says():
     assert [place for place, label in named.items() if label == "induction"] == [(2, 6), (3, 6)]
     assert [label for (layer, _), label in named.items() if layer == 1].count("byte before") >= 2
 
+    stated = [(weight["after same"], 0.31, 0.26), (found["repeated"]["induction"], 0.066, 0.025)]
+    for grid, stronger, weaker in stated:
+        assert (grid[2][6], grid[3][6]) == (pytest.approx(stronger, abs=0.005), pytest.approx(weaker, abs=0.005))
+    assert found["statistics"]["even"]["after same"] == pytest.approx(0.08, abs=0.005)
+    assert torch.tensor(weight["first"]).max() < 0.0035 < found["statistics"]["even"]["first"] < 0.0075
+
     single, order = found["single"], [tuple(place) for place in found["several"]["order"]]
     assert named[order[0]] == named[order[-1]] == "byte before"  # cheapest and dearest
     assert all(order.index(place) >= 16 for place in ((2, 6), (3, 6))) and order[-1] != (2, 6)

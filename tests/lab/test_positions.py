@@ -130,3 +130,11 @@ def test_committed_results_are_those_of_the_experiment():
     assert len(byte_model["tuned"]) == 9
     for found in (byte_model["mix_up"], *(committed["runs"][f"rotary/{seed}"]["mix_up"] for seed in (0, 1, 2))):
         assert found["converted"] == pytest.approx(found["right"], abs=1e-3) and found["mixed_up"] > found["right"]
+
+
+def test_committed_results_say_what_the_chapter_says_of_a_larger_base():
+    """Before the trained length of 256: nearly free at factor 2, 0.07 nats at factor 4."""
+    rows = lab.load_result("positions")["byte_model"]["stretched"]
+    before = {(row["how"], row["factor"]): sum(row["by_position"][:256]) / 256 for row in rows}
+    assert before["base", 2] - before["as it is", 2] < 0.03
+    assert before["base", 4] - before["as it is", 4] == pytest.approx(0.07, abs=0.005)

@@ -1,0 +1,85 @@
+"""What every experiment records, and how results are kept: in JSON, a run at a time, each with what made it."""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from attncourse.lab.training import History
+
+DATA = Path(__file__).parent.parent / "data" / "lab"
+
+
+def environment(device: str) -> dict:
+    """What decides the last digits of a run, and its time."""
+    name = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else platform.machine()
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "num2words": version("num2words")}
+    return {**versions, "device": f"{device} ({name})", "threads": torch.get_num_threads()}
+
+
+def training_record(model: nn.Module, history: History) -> dict:
+    """What a run records of its training: date, parameters, seconds, and the mean loss of the last 20 steps."""
+    recent = history.losses[-20:]
+    return {
+        "date": date.today().isoformat(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": round(history.seconds, 1),
+        "final_loss": round(sum(recent) / len(recent), 5),
+    }
+
+
+def keep_or_make(path: Path, planned: dict[str, dict], make: Callable[[str, dict], dict]) -> dict[str, dict]:
+    """The runs `planned` (key -> what it is made from), written to `path` under "runs" as they are done.
+
+    A run that stands there and was made from the same is kept; the others are `make(key, made_from)`, and what
+    no longer belongs to the plan is dropped at the end. Everything else in the file stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.loads(path.read_text()) if path.exists() else {}
+    kept, made = content.get("runs", {}), {}
+    for key, made_from in planned.items():
+        old = kept.get(key, {})
+        if all(old.get(field) == value for field, value in made_from.items()):
+            made[key], verb = old, "kept"
+        else:
+            made[key], verb = made_from | make(key, made_from), "done"
+        write_json(path, content | {"runs": kept | made})
+        exact = f", exact {made[key]['exact']:.3f}" if "exact" in made[key] else ""
+        print(f"{key}: {verb}{exact}, {made[key]['seconds']} s", flush=True)
+    write_json(path, content | {"runs": made})
+    return made
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write `content`, lists of plain values on one line each, so that an interruption leaves the last whole file."""
+    part = path.with_name(path.name + ".part")
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    text = re.sub(r"\[\s+([^][{}]*?)\s+\]", _one_line, text)  # lists of plain values
+    part.write_text(text + "\n")
+    os.replace(part, path)
+
+
+def _one_line(values: re.Match) -> str:
+    return "[" + re.sub(r"\s+", " ", values[1]) + "]"
+
+
+def save_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None, **about: dict) -> None:
+    """Write the weights (in `dtype`, if given), and what `about` says of them, to a safetensors file."""
+    state = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, path, {name: json.dumps(value) for name, value in about.items()})
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, dict]]:
+    """The weights, in float32, and what was said of them."""
+    with safe_open(path, "pt") as file:
+        about = {name: json.loads(text) for name, text in file.metadata().items()}
+        return {name: file.get_tensor(name).float() for name in file.keys()}, about  # noqa: SIM118
