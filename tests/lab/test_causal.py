@@ -9,7 +9,6 @@ from torch import nn
 
 from attncourse import lab
 from attncourse.causal import CausalSelfAttention
-from attncourse.lab import causal as experiment
 from attncourse.lab.causal import (
     PROMPTS,
     RUNS,
@@ -284,8 +283,6 @@ def test_run_writes_and_keeps(tmp_path, capsys):
     capsys.readouterr()
     assert run(tmp_path, seeds=(0, 1), runs=runs) == result
     assert capsys.readouterr().out.count("kept") == 4
-
-
 
 
 def test_committed_results_are_those_of_the_experiment():
