@@ -31,6 +31,25 @@ def check_mask(mask: Tensor | None, shape: tuple[int, ...], device: torch.device
         raise ValueError(f"devices differ: mask {mask.device}, scores {device}")
 
 
+def check_padding(
+    mask: Tensor | None, batch_size: int, n_keys: int, device: torch.device | None = None
+) -> Tensor | None:
+    """The padding that a mechanism of linear cost takes, (B, 1, 1, S) boolean, as (B or 1, S); None stays None.
+
+    A mask of every query and key would itself be T×S: it raises ValueError, and TypeError where it is not boolean.
+    """
+    if mask is None:
+        return None
+    fits = mask.dim() == 4 and mask.shape[0] in (1, batch_size) and mask.shape[1:] == (1, 1, n_keys)
+    if mask.dtype == torch.bool and not fits:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}; this mechanism takes padding of the keys alone, "
+            f"(B, 1, 1, S)={(batch_size, 1, 1, n_keys)}: a mask of every query and key would cost T×S"
+        )
+    check_mask(mask, (batch_size, 1, 1, n_keys), device)
+    return mask[:, 0, 0]
+
+
 def masked_softmax(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """Softmax over the last axis of `scores` (..., T, S), among the keys that `mask` allows.
 

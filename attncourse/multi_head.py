@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attncourse.attention import check_at_least_one, check_mask, check_sequence, scaled_dot_product_attention
 from attncourse.causal import causal_attention
 from attncourse.kv_cache import KVCache
-from attncourse.positions import RotaryEmbedding, alibi_bias, apply_rotary
+from attncourse.positions import RotaryEmbedding, alibi_bias, apply_rotary, check_rotary
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -53,10 +53,7 @@ class MultiHeadAttention(nn.Module):
         check_at_least_one(d_model=d_model, n_heads=n_heads)
         if d_model % n_heads:
             raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
-        if rotary is not None and not isinstance(rotary, RotaryEmbedding):
-            raise TypeError(f"rotary={rotary!r}, but it must be a RotaryEmbedding({d_model // n_heads})")
-        if rotary is not None and rotary.dim != d_model // n_heads:
-            raise ValueError(f"rotary.dim={rotary.dim}, but a head has {d_model // n_heads} numbers")
+        check_rotary(rotary, d_model // n_heads)
         if d_context is not None and (causal or rotary is not None or alibi):
             raise ValueError(f"d_context={d_context} reads another sequence: causal, rotary and alibi have no meaning")
         d_source = d_model if d_context is None else d_context

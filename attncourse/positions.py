@@ -45,6 +45,14 @@ class RotaryEmbedding(nn.Module):
         return f"{self.dim}, base={self.base:g}, interleaved={self.interleaved}"
 
 
+def check_rotary(rotary: RotaryEmbedding | None, head_dim: int) -> None:
+    """Raise unless rotary is None or turns vectors of head_dim numbers: TypeError, or ValueError for their size."""
+    if rotary is not None and not isinstance(rotary, RotaryEmbedding):
+        raise TypeError(f"rotary={rotary!r}, but it must be a RotaryEmbedding({head_dim})")
+    if rotary is not None and rotary.dim != head_dim:
+        raise ValueError(f"rotary.dim={rotary.dim}, but a head has {head_dim} numbers")
+
+
 def apply_rotary(x: Tensor, positions: Tensor, rotary: RotaryEmbedding) -> Tensor:
     """Turn every pair of x (..., T, D) by its token's position times the pair's frequency.
 

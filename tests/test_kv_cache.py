@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attncourse.kv_cache import KVCache
+from attncourse.kv_cache import KVCache, RollingKVCache
 from tests.test_bahdanau import normal
 
 
@@ -34,3 +34,49 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="max_length=0, but it must be at least 1"):
         KVCache(2, 3, 0, 4)
     assert cache.length == 0
+
+
+# --- the cache that rolls
+
+
+@pytest.mark.parametrize("chunks", [[1] * 11, [11], [3, 1, 4, 3], [2, 9], [9, 2], [5, 5, 0, 1]], ids=str)
+@pytest.mark.parametrize("window", [1, 3, 4, 20])
+def test_a_rolling_cache_gives_each_chunk_what_its_tokens_may_see(chunks, window):
+    cache = RollingKVCache(2, 3, window, 4, value_dim=5, dtype=torch.float64)
+    key, value = normal(2, 3, 11, 4, seed=1), normal(2, 3, 11, 5, seed=2)
+    storage, start = cache.key.data_ptr(), 0
+    for length in chunks:
+        end = start + length
+        keys, values, positions = cache.append(key[:, :, start:end], value[:, :, start:end])
+        assert sorted(positions.tolist()) == list(range(max(0, start - window + 1), end))
+        assert torch.equal(keys, key[:, :, positions]) and torch.equal(values, value[:, :, positions])
+        assert not keys.requires_grad
+        if length != 1:
+            assert positions.tolist() == sorted(positions.tolist())
+        start = end
+        assert cache.length == start and cache.key.data_ptr() == storage
+
+
+def test_one_token_sees_the_storage_itself():
+    cache = RollingKVCache(2, 3, 4, 4)
+    for _ in range(6):
+        keys, values, _ = cache.append(torch.zeros(2, 3, 1, 4), torch.zeros(2, 3, 1, 4))
+    assert keys.data_ptr() == cache.key.data_ptr() and values.data_ptr() == cache.value.data_ptr()
+
+
+def test_a_rolling_cache_does_not_grow():
+    cache = RollingKVCache(2, 3, 6, 4, value_dim=1, dtype=torch.bfloat16)
+    cache.append(torch.zeros(2, 3, 100, 4, dtype=torch.bfloat16), torch.zeros(2, 3, 100, 1, dtype=torch.bfloat16))
+    assert cache.nbytes == 2 * 3 * 6 * (4 + 1) * 2 and cache.length == 100
+
+
+def test_a_rolling_cache_shorter_than_its_window_is_a_plain_one():
+    cache = RollingKVCache(2, 3, 6, 4, max_length=4)
+    assert cache.nbytes == 2 * 3 * 4 * (4 + 4) * 4
+    cache.append(torch.zeros(2, 3, 3, 4), torch.zeros(2, 3, 3, 4))
+    with pytest.raises(ValueError, match="holds 3 of at most 4 tokens, so 2 more do not fit"):
+        cache.append(torch.zeros(2, 3, 2, 4), torch.zeros(2, 3, 2, 4))
+    with pytest.raises(ValueError, match="made for batch_size=2, but x has 1"):
+        RollingKVCache(2, 3, 6, 4).append(torch.zeros(1, 3, 1, 4), torch.zeros(1, 3, 1, 4))
+    with pytest.raises(ValueError, match="window=0, but it must be at least 1"):
+        RollingKVCache(2, 3, 0, 4)

@@ -1,0 +1,195 @@
+"""Sliding-window attention: a token sees the last W tokens, itself included, at a cost that grows with T·W.
+
+Beltagy et al. 2020, section 3.1; causal as in Mistral 7B (Jiang et al. 2023, section 2). Differs from the papers: W
+counts the token itself, and without causality means |i - j| < W.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attncourse.attention import (
+    check_at_least_one,
+    check_padding,
+    check_sequence,
+    check_tensors,
+    fused_attention,
+    scaled_dot_product_attention,
+)
+from attncourse.kv_cache import RollingKVCache
+from attncourse.masks import sliding_window_mask
+from attncourse.multi_head import merge_heads, split_heads
+from attncourse.positions import RotaryEmbedding, apply_rotary, check_rotary
+
+BLOCK = 128  # queries at a time, at most
+
+
+def sliding_window_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, window: int, causal: bool = True
+) -> Tensor:
+    """softmax(query keyᵀ / √D) value over the keys less than `window` tokens away; with `causal`, none after the query.
+
+    query (B, H, T, D), key (B, G, S, D), value (B, G, S, Dv), the queries being the last T of S positions. G divides
+    H, and query head h reads key head h // (H/G). mask: padding of the keys, (B, 1, 1, S), True = may attend, and
+    nothing else. Returns (B, H, T, Dv); a query with no key gets zeros.
+
+    It goes through blocks of queries, each with the keys that any of them sees, so time and memory grow with T·W.
+    Raises ValueError for a window below 1, heads or shapes that do not fit and full masks; TypeError for dtypes.
+    """
+    check_at_least_one(window=window)
+    padding = check_grouped(query, key, value, mask)  # (B or 1, S) or None
+    (B, H, T, D), (G, S), n_shared = query.shape, key.shape[1:3], query.shape[1] // key.shape[1]
+    if T == 1 and window >= S:  # a decoding step: it sees every key, in whatever order they are stored
+        grouped = query.view(B, G, n_shared, D)
+        return scaled_dot_product_attention(grouped, key, value, mask).view(B, H, 1, -1)
+    block = min(max(window, 16), BLOCK)
+    reach = window - 1  # how far a query sees
+    span = window if causal else window + reach  # how many keys it sees
+    n_blocks, n_beside = max(1, -(-T // block)), -(-(span - 1) // block)
+    # Cut into blocks so that the queries of block n see keys of the blocks n … n + n_beside, and row r of a block the
+    # `span` keys from the r-th on. The first key of the first block is the first that query 0 sees, or would see.
+    start = S - T - reach
+    real = torch.ones(1, S, dtype=torch.bool, device=key.device) if padding is None else padding
+    queries = cut(query, 0, n_blocks, block)
+    keys, values = cut(key, start, n_blocks + n_beside, block), cut(value, start, n_blocks + n_beside, block)
+    reals = cut(real[:, None, :, None], start, n_blocks + n_beside, block)  # (B or 1, 1, block, 1) each
+    row = torch.arange(block, device=key.device)[:, None]
+    column = torch.arange((n_beside + 1) * block, device=key.device)
+    band = ((column >= row) & (column < row + span)).repeat(n_shared, 1)  # (H/G · block, keys)
+    outputs = []
+    for n in range(n_blocks):
+        seen = slice(n, n + n_beside + 1)
+        near_key, near_value = torch.cat(keys[seen], 2), torch.cat(values[seen], 2)  # (B, G, keys, D or Dv)
+        grouped = queries[n].reshape(B, G, n_shared * block, D)  # the heads that share keys, one below the other
+        if padding is None and start + n * block >= 0 and start + (n + n_beside + 1) * block <= S:
+            output = fused_attention(grouped, near_key, near_value, band)  # no row of the band is empty
+        else:
+            allowed = band & torch.cat(reals[seen], 2).transpose(2, 3)  # (B or 1, 1, H/G · block, keys)
+            output = scaled_dot_product_attention(grouped, near_key, near_value, allowed)
+        outputs.append(output.view(B, H, block, -1))
+    return torch.cat(outputs, 2)[:, :, :T]  # (B, H, T, Dv)
+
+
+def cut(x: Tensor, start: int, n_blocks: int, block: int) -> tuple[Tensor, ...]:
+    """`n_blocks` blocks of axis 2 of x (B, H, S, D), the first beginning at `start`; zeros where x has nothing.
+
+    One split for all of them: had each block a slice of its own, each gradient would be as long as x.
+    """
+    before, size = max(0, -start), n_blocks * block
+    x = x[:, :, max(0, start) :][:, :, : size - before]
+    return F.pad(x, (0, 0, before, size - before - x.shape[2])).split(block, 2)
+
+
+def check_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor | None:
+    """What heads (B, H, T, D), (B, G, S, D), (B, G, S, Dv) must fit in, and the padding as (B or 1, S) or None."""
+    if query.dim() != 4 or key.dim() != 4:
+        raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} need four axes, (B, H, T, D)")
+    H, G = query.shape[1], key.shape[1]
+    if G < 1 or H % G:
+        raise ValueError(f"query has {H} heads, which do not share {G} key heads evenly")
+    check_tensors(query[:, :: H // G] if H else query, key, value)
+    if query.shape[2] > key.shape[2]:
+        raise ValueError(f"there are {query.shape[2]} queries but {key.shape[2]} keys: they are the last of them")
+    return check_padding(mask, query.shape[0], key.shape[2], query.device)
+
+
+class SlidingWindowAttention(nn.Module):
+    """Multi-head attention in which a token sees the last `window` tokens, its own included.
+
+    n_kv_heads: how many heads of keys and values the query heads share (default n_heads). causal=False: tokens less
+    than `window` away, on both sides. rotary: a `RotaryEmbedding(d_model / n_heads)` for queries and keys. Parameters
+    `q_proj`, `k_proj`, `v_proj`, `o_proj`, named and laid out as in Hugging Face's Mistral. Raises ValueError where
+    sizes do not divide.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        *,
+        window: int,
+        n_kv_heads: int | None = None,
+        causal: bool = True,
+        rotary: RotaryEmbedding | None = None,
+        bias: bool = False,
+    ):
+        super().__init__()
+        n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+        check_at_least_one(d_model=d_model, n_heads=n_heads, n_kv_heads=n_kv_heads, window=window)
+        if d_model % n_heads:
+            raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
+        if n_heads % n_kv_heads:
+            raise ValueError(f"n_heads={n_heads} is not divisible by n_kv_heads={n_kv_heads}")
+        head_dim = d_model // n_heads
+        check_rotary(rotary, head_dim)
+        self.n_heads, self.n_kv_heads, self.window, self.causal = n_heads, n_kv_heads, window, causal
+        self.rotary = rotary
+        self.q_proj = nn.Linear(d_model, d_model, bias=bias)
+        self.k_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=bias)
+        self.o_proj = nn.Linear(d_model, d_model, bias=bias)
+
+    def new_cache(self, batch_size: int, max_length: int) -> RollingKVCache:
+        """An empty cache for the last `window` tokens, or max_length where it is less, like the layer's weights."""
+        weight = self.k_proj.weight
+        head_dim = weight.shape[0] // self.n_kv_heads
+        return RollingKVCache(
+            batch_size,
+            self.n_kv_heads,
+            self.window,
+            head_dim,
+            max_length=max_length,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cache: RollingKVCache | None = None,
+        return_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x (B, T, d_model) gives (B, T, d_model), or (output, weights (B, H, T, S)) with `return_weights`.
+
+        With a cache, x continues what it has seen, and S counts all tokens so far; else S = T. mask: padding of all S
+        tokens, (B, 1, 1, S), True = may attend. Weights are built as T×S, and not with a cache, which forgets keys.
+        """
+        check_sequence("x", x, self.q_proj)
+        B, T, past = *x.shape[:2], 0 if cache is None else cache.length
+        check_padding(mask, B, past + T, x.device)  # before anything is stored
+        self._check_cache(cache, return_weights)
+        query = split_heads(self.q_proj(x), self.n_heads)  # (B, H, T, D)
+        key = split_heads(self.k_proj(x), self.n_kv_heads)  # (B, G, T, D)
+        value = split_heads(self.v_proj(x), self.n_kv_heads)
+        if self.rotary is not None:
+            positions = torch.arange(past, past + T, device=x.device)
+            query, key = apply_rotary(query, positions, self.rotary), apply_rotary(key, positions, self.rotary)
+        if return_weights:
+            return self._with_weights(query, key, value, mask)
+        if cache is not None:
+            key, value, seen = cache.append(key, value)  # (B, G, S', D), positions (S',)
+            mask = None if mask is None else mask[..., seen]
+        output = sliding_window_attention(query, key, value, mask, window=self.window, causal=self.causal)
+        return self.o_proj(merge_heads(output))  # (B, T, d_model)
+
+    def _check_cache(self, cache: RollingKVCache | None, return_weights: bool) -> None:
+        if cache is None:
+            return
+        if not self.causal:
+            raise ValueError("a cache needs causal=True: else an earlier token's output depends on later ones")
+        if not isinstance(cache, RollingKVCache) or cache.window != self.window:
+            kept = getattr(cache, "window", "everything")
+            raise ValueError(f"the cache keeps {kept}, the layer's window is {self.window}: make it with new_cache")
+        if return_weights:
+            raise ValueError("a cache forgets keys, so there are no weights (B, H, T, S) to return: call without it")
+
+    def _with_weights(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same through the T×T mask."""
+        T, n_shared = query.shape[2], self.n_heads // self.n_kv_heads
+        key, value = (x.repeat_interleave(n_shared, 1) for x in (key, value))  # (B, H, T, D)
+        allowed = sliding_window_mask(T, window=self.window, causal=self.causal).to(query.device)
+        allowed = allowed if padding is None else allowed & padding
+        output, weights = scaled_dot_product_attention(query, key, value, allowed, return_weights=True)
+        return self.o_proj(merge_heads(output)), weights
