@@ -80,23 +80,33 @@ def global_mask(T: int, S: int | None = None, *, global_tokens: Sequence[int] | 
     return _cut(torch.isin(query, tokens) | torch.isin(key, tokens), query, key, causal)
 
 
-def random_block_mask(T: int, S: int | None = None, *, block: int, n_random: int, seed: int) -> Tensor:
-    """True in up to `n_random` earlier blocks of `block` tokens, drawn for each block of queries. (T, S).
+def random_blocks(n_blocks: int, n_random: int, seed: int) -> Tensor:
+    """Up to `n_random` earlier blocks for each of `n_blocks` blocks, (n_blocks, n_random) int64, -1 for none.
 
-    The draw for a block depends on `seed` and the block's index, never on T or S, so a longer sequence has
-    the same pattern in its prefix. Block b has b earlier blocks; where that is fewer than n_random, all are taken.
+    The draw for a block depends on `seed` and the block's index alone, so more blocks have the same rows before them.
+    Block b has b earlier blocks; where that is fewer than n_random, all are taken.
     Zaheer et al. 2020, section 2. Differs from the paper: only earlier blocks are drawn, which is what makes
     the pattern independent of the length and usable when decoding.
     """
-    check_at_least_one(block=block)
+    check_at_least_one(n_blocks=n_blocks)
     if n_random < 0:
         raise ValueError(f"n_random={n_random}, but it must be at least 0")
+    drawn = torch.full((n_blocks, n_random), -1)
+    for row in range(n_blocks):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
+        drawn[row, :row] = torch.randperm(row, generator=generator)[:n_random]
+    return drawn
+
+
+def random_block_mask(T: int, S: int | None = None, *, block: int, n_random: int, seed: int) -> Tensor:
+    """True in up to `n_random` earlier blocks of `block` tokens, drawn for each block of queries. (T, S).
+
+    The blocks are those of `random_blocks`: a longer sequence has the same pattern in its prefix.
+    """
+    check_at_least_one(block=block)
     query, key = _positions(T, S)
     n_blocks = -(-key.numel() // block)
-    chosen = torch.zeros(n_blocks, n_blocks, dtype=torch.bool)
-    for row in range(max(0, int(query[0])) // block, n_blocks):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
-        chosen[row, torch.randperm(row, generator=generator)[:n_random]] = True
+    chosen = (random_blocks(n_blocks, n_random, seed)[..., None] == torch.arange(n_blocks)).any(1)  # (blocks, blocks)
     return chosen[query.clamp(min=0) // block, key // block] & (query >= 0)
 
 

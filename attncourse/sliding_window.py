@@ -4,8 +4,10 @@ Beltagy et al. 2020, section 3.1; causal as in Mistral 7B (Jiang et al. 2023, se
 counts the token itself, and without causality means |i - j| < W.
 """
 
+from bisect import bisect_left, bisect_right
+from itertools import pairwise
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attncourse.attention import (
@@ -39,45 +41,52 @@ def sliding_window_attention(
     check_at_least_one(window=window)
     padding = check_grouped(query, key, value, mask)  # (B or 1, S) or None
     (B, H, T, D), (G, S), n_shared = query.shape, key.shape[1:3], query.shape[1] // key.shape[1]
+    if T == 0:
+        return value.new_zeros(B, H, 0, value.shape[-1])
     if T == 1 and window >= S:  # a decoding step: it sees every key, in whatever order they are stored
-        grouped = query.view(B, G, n_shared, D)
+        grouped = query.reshape(B, G, n_shared, D)
         return scaled_dot_product_attention(grouped, key, value, mask).view(B, H, 1, -1)
-    block = min(max(window, 16), BLOCK)
-    reach = window - 1  # how far a query sees
-    span = window if causal else window + reach  # how many keys it sees
-    n_blocks, n_beside = max(1, -(-T // block)), -(-(span - 1) // block)
-    # Cut into blocks so that the queries of block n see keys of the blocks n … n + n_beside, and row r of a block the
-    # `span` keys from the r-th on. The first key of the first block is the first that query 0 sees, or would see.
-    start = S - T - reach
-    real = torch.ones(1, S, dtype=torch.bool, device=key.device) if padding is None else padding
-    queries = cut(query, 0, n_blocks, block)
-    keys, values = cut(key, start, n_blocks + n_beside, block), cut(value, start, n_blocks + n_beside, block)
-    reals = cut(real[:, None, :, None], start, n_blocks + n_beside, block)  # (B or 1, 1, block, 1) each
-    row = torch.arange(block, device=key.device)[:, None]
-    column = torch.arange((n_beside + 1) * block, device=key.device)
-    band = ((column >= row) & (column < row + span)).repeat(n_shared, 1)  # (H/G · block, keys)
+    query_sizes, key_sizes, blocks = near_blocks(T, S, window=window, causal=causal, device=query.device)
+    # One split for all blocks: had each a slice of its own, each gradient would be as long as the keys.
+    queries, keys, values = query.split(query_sizes, 2), key.split(key_sizes, 2), value.split(key_sizes, 2)
+    reals = None if padding is None else padding[:, None, None].split(key_sizes, 3)  # (B or 1, 1, 1, keys) each
     outputs = []
-    for n in range(n_blocks):
-        seen = slice(n, n + n_beside + 1)
-        near_key, near_value = torch.cat(keys[seen], 2), torch.cat(values[seen], 2)  # (B, G, keys, D or Dv)
-        grouped = queries[n].reshape(B, G, n_shared * block, D)  # the heads that share keys, one below the other
-        if padding is None and start + n * block >= 0 and start + (n + n_beside + 1) * block <= S:
-            output = fused_attention(grouped, near_key, near_value, band)  # no row of the band is empty
+    for queries_here, (near, allowed) in zip(queries, blocks, strict=True):
+        near_key, near_value = torch.cat(keys[near], 2), torch.cat(values[near], 2)  # (B, G, keys, D or Dv)
+        grouped = queries_here.reshape(B, G, -1, D)  # the heads that share keys, one below the other
+        allowed = allowed.repeat(n_shared, 1)  # (H/G · queries, keys)
+        if reals is None:
+            output = fused_attention(grouped, near_key, near_value, allowed)  # no row is empty
         else:
-            allowed = band & torch.cat(reals[seen], 2).transpose(2, 3)  # (B or 1, 1, H/G · block, keys)
+            allowed = allowed & torch.cat(reals[near], 3)
             output = scaled_dot_product_attention(grouped, near_key, near_value, allowed)
-        outputs.append(output.view(B, H, block, -1))
-    return torch.cat(outputs, 2)[:, :, :T]  # (B, H, T, Dv)
+        outputs.append(output.view(B, H, -1, output.shape[-1]))
+    return torch.cat(outputs, 2)  # (B, H, T, Dv)
 
 
-def cut(x: Tensor, start: int, n_blocks: int, block: int) -> tuple[Tensor, ...]:
-    """`n_blocks` blocks of axis 2 of x (B, H, S, D), the first beginning at `start`; zeros where x has nothing.
+def near_blocks(
+    T: int, S: int, *, window: int, causal: bool, device: torch.device | None = None
+) -> tuple[list[int], list[int], list[tuple[slice, Tensor]]]:
+    """How to cut T queries, the last of S positions, and S keys into blocks, a few of keys for each of queries.
 
-    One split for all of them: had each block a slice of its own, each gradient would be as long as x.
+    Returns the sizes of the blocks of queries and of keys, and for each block of queries which blocks of keys hold what
+    any of them sees, a slice, and which of those each sees, boolean (queries, keys).
     """
-    before, size = max(0, -start), n_blocks * block
-    x = x[:, :, max(0, start) :][:, :, : size - before]
-    return F.pad(x, (0, 0, before, size - before - x.shape[2])).split(block, 2)
+    block, past, reach = min(max(window, 16), BLOCK), S - T, window - 1
+    before = -(-reach // block) * block  # whole blocks; after a block they reach as far, where not causal
+    after = 0 if causal else before
+    distance = torch.arange(block, device=device)[:, None] - torch.arange(-before, block + after, device=device)
+    band = (distance < window) & (distance >= (0 if causal else -reach))  # (block, before + block + after)
+    edges = sorted({0, *range(past % block, S, block), S})  # where blocks of keys begin and end: at those of queries
+    blocks = []
+    for start in range(past, S, block):
+        end = min(start + block, S)
+        first = bisect_right(edges, max(0, start - reach)) - 1
+        last = bisect_left(edges, end if causal else min(S, end + reach))
+        columns = slice(edges[first] - start + before, edges[last] - start + before)
+        blocks.append((slice(first, last), band[: end - start, columns]))
+    sizes = [end - start for start, end in pairwise(edges)]
+    return sizes[-len(blocks) :], sizes, blocks
 
 
 def check_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor | None:

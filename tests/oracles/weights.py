@@ -39,6 +39,23 @@ def from_mpt(module: nn.Module) -> dict[str, Tensor]:
     return state | {"o_proj.weight": module.out_proj.weight}
 
 
+def from_longformer(module: nn.Module) -> dict[str, Tensor]:
+    """Longformer's self-attention and the dense layer after it: other names. The LayerNorm after that is not ours."""
+    state = {}
+    for name, tensor in module.self.named_parameters():
+        projection, kind = name.rsplit(".", 1)
+        word, _, of_global = projection.partition("_")  # query or query_global
+        state[f"{word[0]}{'_global' if of_global else ''}_proj.{kind}"] = tensor
+    return state | {f"o_proj.{name}": tensor for name, tensor in module.output.dense.named_parameters()}
+
+
+def from_bigbird(module: nn.ModuleDict) -> dict[str, Tensor]:
+    """BigBird: the attention, and the matrix after it, which transformers keeps in another class."""
+    layers = {x: getattr(module["attention"], name) for x, name in zip("qkv", ("query", "key", "value"), strict=True)}
+    layers["o"] = module["dense"]
+    return {f"{x}_proj.{name}": p for x, layer in layers.items() for name, p in layer.named_parameters()}
+
+
 def gradients_of(outputs: list[Tensor], inputs: list[Tensor], theirs: nn.Module, convert) -> dict[str, Tensor]:
     """Their gradients under our names: inputs ("input 0", …), and weights, converted as they are."""
     parameters = list(theirs.parameters())
