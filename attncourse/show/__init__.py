@@ -8,6 +8,7 @@ from attncourse.show.code import source
 from attncourse.show.figures import MARKS, PALETTE, figure, style
 from attncourse.show.heads import heads
 from attncourse.show.html import Output
+from attncourse.show.masks import masks
 from attncourse.show.pieces import alignment
 from attncourse.show.recall import predict, questions
 from attncourse.show.rotation import rotation
@@ -29,6 +30,7 @@ __all__ = [
     "live",
     "live_score",
     "live_temperature",
+    "masks",
     "predict",
     "questions",
     "rotation",
