@@ -1,7 +1,7 @@
 import torch
 
 from attncourse.bahdanau import additive_scores
-from attncourse.lab.measure import allocated_bytes, median_ms
+from attncourse.lab.measure import allocated_bytes, median_ms, peak_bytes
 
 
 def test_bytes_of_new_tensors_are_counted_and_views_are_free():
@@ -20,3 +20,21 @@ def test_every_function_is_called_equally_often():
     times = median_ms({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
     assert calls == ["a", "b"] * 4
     assert set(times) == {"a", "b"} and all(ms >= 0 for ms in times.values())
+
+
+def test_the_peak_is_what_is_held_at_a_time():
+    """Three tensors one after the other, each of 100 kB, of which two are held at a time."""
+
+    def call():
+        x = torch.zeros(25_000)
+        x = x + 1
+        return x + 1
+
+    assert peak_bytes(call) == 200_000
+    assert allocated_bytes(call)[0] == 300_000
+
+
+def test_the_peak_sees_inside_kernels():
+    """A softmax in double precision needs no more than its result; a sort holds indices as well."""
+    x = torch.zeros(10_000)
+    assert peak_bytes(lambda: x.sort()[0]) >= 40_000 + 80_000
