@@ -54,6 +54,9 @@ def test_a_rolling_cache_gives_each_chunk_what_its_tokens_may_see(chunks, window
         if length != 1:
             assert positions.tolist() == sorted(positions.tolist())
         start = end
+        kept = torch.arange(max(0, end - window), end)
+        assert torch.equal(cache.key[:, :, kept % window], key[:, :, kept])
+        assert torch.equal(cache.value[:, :, kept % window], value[:, :, kept])
         assert cache.length == start and cache.key.data_ptr() == storage
 
 

@@ -35,5 +35,7 @@ def test_what_cannot_be_built_is_refused():
         attncourse.build("multihead", 12, 3)
     with pytest.raises(ValueError, match="build makes causal layers"):
         attncourse.build("multi_head", 12, 3, causal=False)
+    with pytest.raises(ValueError, match="linear has no option alibi; it has feature_map, causal, rotary, bias"):
+        attncourse.build("linear", 12, 3, alibi=True)
     with pytest.raises(ValueError, match="d_model=100 is not divisible by n_heads=12"):
         attncourse.build("multi_head", 100, 12)

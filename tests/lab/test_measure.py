@@ -30,7 +30,7 @@ def test_the_peak_is_what_is_held_at_a_time():
         x = x + 1
         return x + 1
 
-    assert peak_bytes(call) == 200_000
+    assert 200_000 <= peak_bytes(call) < 201_000  # and the number 1, as a tensor
     assert allocated_bytes(call)[0] == 300_000
 
 
