@@ -40,7 +40,7 @@ def check_padding(
     """
     if mask is None:
         return None
-    fits = mask.dim() == 4 and mask.shape[0] in (1, batch_size) and mask.shape[1:] == (1, 1, n_keys)
+    fits = mask.dim() == 4 and (mask.shape[0] == 1 or mask.shape[0] == batch_size) and mask.shape[1:] == (1, 1, n_keys)
     if mask.dtype == torch.bool and not fits:
         raise ValueError(
             f"mask has shape {tuple(mask.shape)}; this mechanism takes padding of the keys alone, "
@@ -174,10 +174,17 @@ def check_sequence(name: str, x: Tensor, projection: nn.Linear) -> None:
 
 
 def check_at_least_one(**sizes: int) -> None:
-    """Raise ValueError for a size below 1, by its name."""
+    """Raise ValueError for a size below 1, by its name, and TypeError for a fraction."""
     for name, size in sizes.items():
+        if isinstance(size, float):
+            raise TypeError(f"{name}={size}, but it must be an integer")
         if size < 1:
             raise ValueError(f"{name}={size}, but it must be at least 1")
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x, widened where it is narrower: a bfloat16 sum of ones stops growing at 256."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def without_head_axis(mask: Tensor | None) -> Tensor | None:

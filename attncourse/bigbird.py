@@ -17,7 +17,7 @@ from attncourse.attention import (
     scaled_dot_product_attention,
 )
 from attncourse.masks import causal_mask, combine, global_mask, random_blocks, sliding_window_mask
-from attncourse.multi_head import merge_heads, split_heads
+from attncourse.multi_head import check_heads, merge_heads, split_heads
 
 
 def bigbird_attention(
@@ -127,11 +127,10 @@ class BigBirdAttention(nn.Module):
         bias: bool = False,
     ):
         super().__init__()
-        check_at_least_one(d_model=d_model, n_heads=n_heads, block=block)
+        check_heads(d_model, n_heads)
+        check_at_least_one(block=block)
         if n_random < 0:
             raise ValueError(f"n_random={n_random}, but it must be at least 0")
-        if d_model % n_heads:
-            raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
         self.n_heads, self.block, self.n_random, self.seed, self.causal = n_heads, block, n_random, seed, causal
         self.q_proj = nn.Linear(d_model, d_model, bias=bias)
         self.k_proj = nn.Linear(d_model, d_model, bias=bias)

@@ -15,7 +15,7 @@ from attncourse.attention import (
     scaled_dot_product_attention,
     without_head_axis,
 )
-from attncourse.kv_cache import KVCache
+from attncourse.kv_cache import KVCache, check_cache
 from attncourse.masks import causal_mask
 
 
@@ -75,11 +75,8 @@ class CausalSelfAttention(nn.Module):
         check_sequence("x", x, self.q_proj)
         query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, D) each
         mask = without_head_axis(mask)
+        check_cache(cache, KVCache, self.causal)
         if cache is not None:
-            if not self.causal:
-                raise ValueError(
-                    "a cache needs causal=True: without it an earlier token's output depends on later ones"
-                )
             check_mask(mask, (*x.shape[:2], cache.length + x.shape[1]), x.device)  # before anything is stored
             key, value = (kv[:, 0] for kv in cache.append(key[:, None], value[:, None]))  # (B, S, D) each
         attend = causal_attention if self.causal else scaled_dot_product_attention

@@ -10,6 +10,16 @@ from torch import Tensor
 from attncourse.attention import check_at_least_one
 
 
+def check_cache(cache: object | None, kind: type, causal: bool) -> None:
+    """Raise unless cache is None, or of the kind that a causal layer keeps: TypeError, or ValueError if not causal."""
+    if cache is None:
+        return
+    if not causal:
+        raise ValueError("a cache needs causal=True: else an earlier token's output depends on later ones")
+    if type(cache) is not kind:  # a rolling cache is a KVCache, and gives back other things
+        raise TypeError(f"cache is a {type(cache).__name__}, but this layer keeps a {kind.__name__}: use new_cache")
+
+
 class KVCache:
     """Room for `max_length` keys (B, G, S, D) and values (B, G, S, Dv) of one layer; empty at first.
 

@@ -10,8 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attncourse.attention import check_at_least_one, check_padding, check_sequence, check_tensors
-from attncourse.multi_head import merge_heads, split_heads
+from attncourse.attention import (
+    at_least_float32,
+    check_at_least_one,
+    check_padding,
+    check_sequence,
+    check_tensors,
+)
+from attncourse.kv_cache import check_cache
+from attncourse.multi_head import check_heads, merge_heads, split_heads
 from attncourse.positions import RotaryEmbedding, apply_rotary, check_rotary
 
 State = tuple[Tensor, Tensor]  # Σ φ(k) vᵀ, (B, H, M, Dv), and Σ φ(k), (B, H, M)
@@ -103,11 +110,6 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool 
     return _divide(query @ memory, query @ total[..., None]).to(dtype)
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """x, widened where it is narrower: a bfloat16 sum of ones stops growing at 256."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _divide(numerator: Tensor, sums: Tensor) -> Tensor:
     # No epsilon, which would shrink every output: features may all be tiny. Nothing divided by nothing is zero, and
     # both fills keep its gradient at zero.
@@ -160,9 +162,7 @@ class KernelAttention(nn.Module):
 
     def __init__(self, d_model: int, n_heads: int, *, causal: bool, rotary: RotaryEmbedding | None, bias: bool):
         super().__init__()
-        check_at_least_one(d_model=d_model, n_heads=n_heads)
-        if d_model % n_heads:
-            raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
+        check_heads(d_model, n_heads)
         check_rotary(rotary, d_model // n_heads)
         self.n_heads, self.causal, self.rotary = n_heads, causal, rotary
         self.q_proj = nn.Linear(d_model, d_model, bias=bias)
@@ -220,13 +220,8 @@ class KernelAttention(nn.Module):
         return (output, weights.to(value.dtype)) if return_weights else output
 
     def _check_cache(self, cache: LinearState | None, return_weights: bool) -> None:
-        if cache is None:
-            return
-        if not self.causal:
-            raise ValueError("a cache needs causal=True: else an earlier token's output depends on later ones")
-        if not isinstance(cache, LinearState):
-            raise TypeError(f"cache is a {type(cache).__name__}, but this layer keeps a LinearState: use new_cache")
-        if return_weights:
+        check_cache(cache, LinearState, self.causal)
+        if cache is not None and return_weights:
             raise ValueError("a cache keeps sums, not keys, so there are no weights (B, H, T, S) to return")
 
 
@@ -257,4 +252,6 @@ class LinearAttention(KernelAttention):
 
     def features(self, x: Tensor, *, is_query: bool) -> Tensor:
         """φ, the same for queries and keys."""
-        return self.feature_map(x)
+        if isinstance(self.feature_map, nn.Module):  # a learned map has the layer's dtype
+            x = x.to(next((parameter.dtype for parameter in self.feature_map.parameters()), x.dtype))
+        return at_least_float32(self.feature_map(x))

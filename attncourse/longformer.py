@@ -16,7 +16,7 @@ from attncourse.attention import (
     scaled_dot_product_attention,
 )
 from attncourse.masks import causal_mask, sliding_window_mask
-from attncourse.multi_head import merge_heads, split_heads
+from attncourse.multi_head import check_heads, merge_heads, split_heads
 from attncourse.sliding_window import near_blocks
 
 Tensors = tuple[Tensor, Tensor, Tensor]
@@ -148,9 +148,8 @@ class LongformerAttention(nn.Module):
 
     def __init__(self, d_model: int, n_heads: int, *, window: int, causal: bool = False, bias: bool = False):
         super().__init__()
-        check_at_least_one(d_model=d_model, n_heads=n_heads, window=window)
-        if d_model % n_heads:
-            raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
+        check_heads(d_model, n_heads)
+        check_at_least_one(window=window)
         self.n_heads, self.window, self.causal = n_heads, window, causal
         self.q_proj = nn.Linear(d_model, d_model, bias=bias)
         self.k_proj = nn.Linear(d_model, d_model, bias=bias)

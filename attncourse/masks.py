@@ -6,7 +6,7 @@ first T - S queries stand before every key.
 """
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def sliding_window_mask(T: int, S: int | None = None, *, window: int, causal: bo
 def strided_mask(T: int, S: int | None = None, *, stride: int, causal: bool = True) -> Tensor:
     """True at every `stride`-th key counted back from the query, the query's own included. (T, S).
 
-    Child et al. 2019, section 4.2, second head; its first head is `sliding_window_mask`.
+    Child et al. 2019, section 4.3, second head; its first is a `sliding_window_mask` of stride + 1 keys.
     """
     check_at_least_one(stride=stride)
     query, key = _positions(T, S)
@@ -44,7 +44,7 @@ def strided_mask(T: int, S: int | None = None, *, stride: int, causal: bool = Tr
 def fixed_mask(T: int, S: int | None = None, *, block: int, summary: int, causal: bool = True) -> Tensor:
     """True in the query's own block of `block` tokens, and at the last `summary` tokens of every block. (T, S).
 
-    Child et al. 2019, section 4.2, both heads of the fixed pattern together.
+    Child et al. 2019, section 4.3, both heads of the fixed pattern together.
     """
     check_at_least_one(block=block, summary=summary)
     if summary > block:
@@ -80,22 +80,27 @@ def global_mask(T: int, S: int | None = None, *, global_tokens: Sequence[int] | 
     return _cut(torch.isin(query, tokens) | torch.isin(key, tokens), query, key, causal)
 
 
-def random_blocks(n_blocks: int, n_random: int, seed: int) -> Tensor:
+def random_blocks(n_blocks: int, n_random: int, seed: int, *, first: int = 0) -> Tensor:
     """Up to `n_random` earlier blocks for each of `n_blocks` blocks, (n_blocks, n_random) int64, -1 for none.
 
     The draw for a block depends on `seed` and the block's index alone, so more blocks have the same rows before them.
-    Block b has b earlier blocks; where that is fewer than n_random, all are taken.
+    Block b has b earlier blocks; where that is fewer than n_random, all are taken. Rows begin with the block `first`.
     Zaheer et al. 2020, section 2. Differs from the paper: only earlier blocks are drawn, which is what makes
     the pattern independent of the length and usable when decoding.
     """
     check_at_least_one(n_blocks=n_blocks)
     if n_random < 0:
         raise ValueError(f"n_random={n_random}, but it must be at least 0")
-    drawn = torch.full((n_blocks, n_random), -1)
-    for row in range(n_blocks):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
-        drawn[row, :row] = torch.randperm(row, generator=generator)[:n_random]
-    return drawn
+    drawn = [_drawn(block, n_random, seed) for block in range(first, n_blocks)]
+    return torch.tensor(drawn, dtype=torch.int64).reshape(n_blocks - first, n_random)
+
+
+@lru_cache(maxsize=1 << 16)
+def _drawn(block: int, n_random: int, seed: int) -> tuple[int, ...]:
+    """The earlier blocks drawn for one block, filled with -1."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + block)
+    found = torch.randperm(block, generator=generator)[:n_random].tolist()
+    return (*found, *[-1] * (n_random - len(found)))
 
 
 def random_block_mask(T: int, S: int | None = None, *, block: int, n_random: int, seed: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attncourse.attention import check_at_least_one, check_mask, check_sequence, scaled_dot_product_attention
 from attncourse.causal import causal_attention
-from attncourse.kv_cache import KVCache
+from attncourse.kv_cache import KVCache, check_cache
 from attncourse.positions import RotaryEmbedding, alibi_bias, apply_rotary, check_rotary
 
 
@@ -27,6 +27,13 @@ def merge_heads(x: Tensor) -> Tensor:
     if x.dim() != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}; it needs four axes, (B, H, T, D)")
     return x.transpose(1, 2).flatten(2)  # (B, T, H·D)
+
+
+def check_heads(d_model: int, n_heads: int) -> None:
+    """Raise ValueError unless n_heads heads share d_model numbers evenly."""
+    check_at_least_one(d_model=d_model, n_heads=n_heads)
+    if d_model % n_heads:
+        raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
 
 
 class MultiHeadAttention(nn.Module):
@@ -50,9 +57,7 @@ class MultiHeadAttention(nn.Module):
         bias: bool = False,
     ):
         super().__init__()
-        check_at_least_one(d_model=d_model, n_heads=n_heads)
-        if d_model % n_heads:
-            raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
+        check_heads(d_model, n_heads)
         check_rotary(rotary, d_model // n_heads)
         if d_context is not None and (causal or rotary is not None or alibi):
             raise ValueError(f"d_context={d_context} reads another sequence: causal, rotary and alibi have no meaning")
@@ -88,8 +93,7 @@ class MultiHeadAttention(nn.Module):
         """
         check_sequence("x", x, self.q_proj)
         source = self._source(x, context)
-        if cache is not None and not self.causal:
-            raise ValueError("a cache needs causal=True: else an earlier token's output depends on later ones")
+        check_cache(cache, KVCache, self.causal)
         B, T, past = *x.shape[:2], 0 if cache is None else cache.length
         S = past + source.shape[1]
         check_mask(mask, (B, self.n_heads, T, S), x.device)  # before anything is stored

@@ -4,11 +4,12 @@ A pattern is a part, or several whose union is seen. A part says which pairs it 
 of queries that meet columns of keys. The queries of a window stand in blocks, those of a stride in residue classes, so
 that a tile holds few pairs that are not seen. Positions are absolute; every part is one of `attncourse.masks`.
 
-Child et al. 2019, section 4.2 (strided, fixed), Beltagy et al. 2020, section 3.1 (dilated, global), Zaheer et al. 2020,
+Child et al. 2019, section 4.3 (strided, fixed), Beltagy et al. 2020, section 3.1 (dilated, global), Zaheer et al. 2020,
 section 2 (random blocks). Differs from the papers: a window counts the token itself.
 """
 
 from dataclasses import dataclass, field
+from operator import index
 
 import torch
 from torch import Tensor
@@ -38,7 +39,8 @@ class Dilated:
 
     def tiles(self, first: int, end: int, causal: bool) -> list[Tiles]:
         """Blocks within each residue class, with the keys of that class that any of the block's queries sees."""
-        reach, n_queries = self.window - 1, end - first
+        reach = min(self.window - 1, (end - 1) // self.dilation)  # no further than there are keys
+        n_queries = end - first
         block = min(max(self.window, 16), BLOCK, n_queries)
         start = torch.arange(first, end, block * self.dilation)[:, None] + torch.arange(min(self.dilation, n_queries))
         start = start.reshape(-1, 1)  # (N, 1), where each block begins
@@ -97,12 +99,15 @@ class Fixed:
 
 @dataclass(frozen=True)
 class GlobalTokens:
-    """The tokens at the positions `tokens` see every key, and every query sees them."""
+    """The tokens at the positions `tokens` see every key, and every query sees them.
+
+    Where causal, one that has not come yet is no error; else it raises ValueError.
+    """
 
     tokens: tuple[int, ...]
 
     def __post_init__(self):
-        object.__setattr__(self, "tokens", tuple(sorted({int(token) for token in self.tokens})))
+        object.__setattr__(self, "tokens", tuple(sorted({index(token) for token in self.tokens})))
         if not self.tokens or self.tokens[0] < 0:
             raise ValueError(f"tokens={self.tokens}, but they must be positions, at least one, from 0 on")
 
@@ -131,16 +136,19 @@ class RandomBlocks:
         check_at_least_one(block=self.block, n_random=self.n_random)
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        chosen = random_blocks(int(query.max()) // self.block + 1, self.n_random, self.seed)
-        drawn = chosen[query.clamp(min=0) // self.block]  # (…, n_random)
+        block = query.clamp(min=0) // self.block
+        first = int(block.min())
+        chosen = random_blocks(int(block.max()) + 1, self.n_random, self.seed, first=first)
+        drawn = chosen[block - first]  # (…, n_random)
         return (drawn == (key // self.block)[..., None]).any(-1)
 
     def tiles(self, first: int, end: int, causal: bool) -> list[Tiles]:
         """Each block with the blocks drawn for it."""
         rows = _blocks(first, end, self.block)
-        drawn = random_blocks(int(rows.max()) // self.block + 1, self.n_random, self.seed)[rows[:, 0] // self.block]
+        n_blocks = -(-end // self.block)
+        drawn = random_blocks(n_blocks, self.n_random, self.seed, first=first // self.block)  # (N, n_random)
         keys = drawn[..., None] * self.block + torch.arange(self.block)  # (N, n_random, block)
-        return [(rows, keys.masked_fill(drawn[..., None] < 0, -1).flatten(1))]
+        return [(rows, keys.flatten(1))]  # those of block -1 are below 0, which is nothing
 
 
 PARTS = (Window, Dilated, Strided, Fixed, GlobalTokens, RandomBlocks)
@@ -161,6 +169,7 @@ def parts_of(pattern: Part | list[Part] | tuple[Part, ...]) -> tuple[Part, ...]:
 def pattern_mask(T: int, S: int | None = None, *, pattern: Part | list[Part], causal: bool = True) -> Tensor:
     """What the pattern sees, (T, S) boolean: the definition. The queries are the last T of S positions."""
     S = T if S is None else S
+    check_at_least_one(T=T, S=S)
     query, key = torch.arange(S - T, S)[:, None], torch.arange(S)
     seen = torch.stack([part.sees(query, key) for part in parts_of(pattern)]).any(0)
     return seen & (key <= query) if causal else seen

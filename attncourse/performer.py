@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from attncourse.attention import check_at_least_one
-from attncourse.linear import KernelAttention, at_least_float32
+from attncourse.attention import at_least_float32, check_at_least_one
+from attncourse.linear import KernelAttention
 from attncourse.positions import RotaryEmbedding
 
 
@@ -40,7 +40,8 @@ def favor_features(x: Tensor, projection: Tensor, *, is_query: bool) -> Tensor:
     features are divided by their maximum instead of exp(|u|²/2): attention divides by the sum over keys, where such a
     factor cancels. Keys share that sum, so what is taken from them would have to be the same for all, and their
     maximum, over all tokens, would tell early outputs about late keys: nothing is. Their exponents stay below |w|²/2,
-    which float32 holds (88) up to about D = 100; all features of a key many times longer than √D round to zero.
+    which float32 holds (88) up to about D = 100; above, one key may make every later output, and a cache, infinite. A
+    key longer than some (2·88·√D)^(1/2) gets features that are zero.
 
     Raises ValueError where D is not the projection's. Section 2.3, lemma 1.
     """
@@ -56,7 +57,7 @@ class PerformerAttention(KernelAttention):
     """Each head: an estimate of softmax attention from `n_features` random features, at linear cost.
 
     n_features: the estimate's error falls with its root. seed: of the projection, which is no parameter and not in the
-    state dict; give each layer its own. causal: look back only. rotary: a `RotaryEmbedding(d_model / n_heads)`; as
+    state dict; layers may share one. causal: look back only. rotary: a `RotaryEmbedding(d_model / n_heads)`; as
     exp(q·k) is estimated, weights depend on differences of positions up to the estimate's error. Parameters `q_proj`,
     `k_proj`, `v_proj`, `o_proj`. Raises ValueError where d_model is not divisible by n_heads, or n_features < 1.
     """

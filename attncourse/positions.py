@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from attncourse.attention import broadcasts, check_at_least_one
 
 
-def sinusoidal(n_positions: int, d_model: int) -> Tensor:
+def sinusoidal(n_positions: int, d_model: int, *, start: int = 0) -> Tensor:
     """Sines and cosines (n_positions, d_model) to add to the tokens: column 2i is sin(p ω_i), column 2i+1 cos(p ω_i).
 
-    ω_i = 10000^(-2i / d_model). An odd d_model raises ValueError. Vaswani et al. 2017, section 3.5; follows the paper.
+    ω_i = 10000^(-2i / d_model), and p counts from `start`. An odd d_model raises ValueError. Vaswani et al. 2017,
+    section 3.5; follows the paper.
     """
     check_at_least_one(n_positions=n_positions, d_model=d_model)
-    angles = torch.arange(n_positions, dtype=torch.float64)[:, None] * _frequencies(d_model, 10000.0)  # (N, d_model/2)
+    angles = torch.arange(start, start + n_positions, dtype=torch.float64)[:, None] * _frequencies(
+        d_model, 10000.0
+    )  # (N, d_model/2)
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).to(torch.get_default_dtype())  # (N, d_model)
 
 

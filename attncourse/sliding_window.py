@@ -4,7 +4,6 @@ Beltagy et al. 2020, section 3.1; causal as in Mistral 7B (Jiang et al. 2023, se
 counts the token itself, and without causality means |i - j| < W.
 """
 
-from bisect import bisect_left, bisect_right
 from itertools import pairwise
 
 import torch
@@ -18,9 +17,9 @@ from attncourse.attention import (
     fused_attention,
     scaled_dot_product_attention,
 )
-from attncourse.kv_cache import RollingKVCache
+from attncourse.kv_cache import RollingKVCache, check_cache
 from attncourse.masks import sliding_window_mask
-from attncourse.multi_head import merge_heads, split_heads
+from attncourse.multi_head import check_heads, merge_heads, split_heads
 from attncourse.positions import RotaryEmbedding, apply_rotary, check_rotary
 
 BLOCK = 128  # queries at a time, at most
@@ -45,7 +44,7 @@ def sliding_window_attention(
         return value.new_zeros(B, H, 0, value.shape[-1])
     if T == 1 and window >= S:  # a decoding step: it sees every key, in whatever order they are stored
         grouped = query.reshape(B, G, n_shared, D)
-        return scaled_dot_product_attention(grouped, key, value, mask).view(B, H, 1, -1)
+        return scaled_dot_product_attention(grouped, key, value, mask).reshape(B, H, 1, value.shape[-1])
     query_sizes, key_sizes, blocks = near_blocks(T, S, window=window, causal=causal, device=query.device)
     # One split for all blocks: had each a slice of its own, each gradient would be as long as the keys.
     queries, keys, values = query.split(query_sizes, 2), key.split(key_sizes, 2), value.split(key_sizes, 2)
@@ -53,14 +52,15 @@ def sliding_window_attention(
     outputs = []
     for queries_here, (near, allowed) in zip(queries, blocks, strict=True):
         near_key, near_value = torch.cat(keys[near], 2), torch.cat(values[near], 2)  # (B, G, keys, D or Dv)
-        grouped = queries_here.reshape(B, G, -1, D)  # the heads that share keys, one below the other
+        rows = queries_here.shape[2]
+        grouped = queries_here.reshape(B, G, n_shared * rows, D)  # the heads that share keys, one below the other
         allowed = allowed.repeat(n_shared, 1)  # (H/G · queries, keys)
         if reals is None:
             output = fused_attention(grouped, near_key, near_value, allowed)  # no row is empty
         else:
             allowed = allowed & torch.cat(reals[near], 3)
             output = scaled_dot_product_attention(grouped, near_key, near_value, allowed)
-        outputs.append(output.view(B, H, -1, output.shape[-1]))
+        outputs.append(output.reshape(B, H, rows, value.shape[-1]))
     return torch.cat(outputs, 2)  # (B, H, T, Dv)
 
 
@@ -72,17 +72,19 @@ def near_blocks(
     Returns the sizes of the blocks of queries and of keys, and for each block of queries which blocks of keys hold what
     any of them sees, a slice, and which of those each sees, boolean (queries, keys).
     """
+    window = min(window, S)  # a longer one sees no more, and shall not cost more
     block, past, reach = min(max(window, 16), BLOCK), S - T, window - 1
     before = -(-reach // block) * block  # whole blocks; after a block they reach as far, where not causal
     after = 0 if causal else before
     distance = torch.arange(block, device=device)[:, None] - torch.arange(-before, block + after, device=device)
     band = (distance < window) & (distance >= (0 if causal else -reach))  # (block, before + block + after)
-    edges = sorted({0, *range(past % block, S, block), S})  # where blocks of keys begin and end: at those of queries
+    offset = past % block or block
+    edges = [0, *range(offset, S, block), S]  # where blocks of keys begin and end: at those of queries
     blocks = []
     for start in range(past, S, block):
         end = min(start + block, S)
-        first = bisect_right(edges, max(0, start - reach)) - 1
-        last = bisect_left(edges, end if causal else min(S, end + reach))
+        first = (max(0, start - reach) - offset) // block + 1
+        last = -(-((end if causal else min(S, end + reach)) - offset) // block) + 1
         columns = slice(edges[first] - start + before, edges[last] - start + before)
         blocks.append((slice(first, last), band[: end - start, columns]))
     sizes = [end - start for start, end in pairwise(edges)]
@@ -124,9 +126,8 @@ class SlidingWindowAttention(nn.Module):
     ):
         super().__init__()
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
-        check_at_least_one(d_model=d_model, n_heads=n_heads, n_kv_heads=n_kv_heads, window=window)
-        if d_model % n_heads:
-            raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
+        check_heads(d_model, n_heads)
+        check_at_least_one(n_kv_heads=n_kv_heads, window=window)
         if n_heads % n_kv_heads:
             raise ValueError(f"n_heads={n_heads} is not divisible by n_kv_heads={n_kv_heads}")
         head_dim = d_model // n_heads
@@ -184,14 +185,12 @@ class SlidingWindowAttention(nn.Module):
         return self.o_proj(merge_heads(output))  # (B, T, d_model)
 
     def _check_cache(self, cache: RollingKVCache | None, return_weights: bool) -> None:
-        if cache is None:
-            return
-        if not self.causal:
-            raise ValueError("a cache needs causal=True: else an earlier token's output depends on later ones")
-        if not isinstance(cache, RollingKVCache) or cache.window != self.window:
-            kept = getattr(cache, "window", "everything")
-            raise ValueError(f"the cache keeps {kept}, the layer's window is {self.window}: make it with new_cache")
-        if return_weights:
+        check_cache(cache, RollingKVCache, self.causal)
+        if cache is not None and cache.window != self.window:
+            raise ValueError(
+                f"the cache keeps {cache.window} tokens, the layer's window is {self.window}: use new_cache"
+            )
+        if cache is not None and return_weights:
             raise ValueError("a cache forgets keys, so there are no weights (B, H, T, S) to return: call without it")
 
     def _with_weights(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:

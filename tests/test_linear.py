@@ -505,3 +505,16 @@ def test_a_layer_makes_no_square_of_the_length(kind):
     assert largest < 1024 * 1024 * 4 / 8
     _, largest = allocated_bytes(lambda: layer(x, return_weights=True))
     assert largest >= 1024 * 1024 * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_learned_feature_map_works_in_the_layers_dtype(dtype):
+    learned = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Softplus())
+    layer = LinearAttention(12, 3, feature_map=learned).to(dtype)
+    x = torch.randn(2, 5, 12, dtype=dtype)
+    cache = layer.new_cache(2, 5)
+    assert cache.memory.dtype == torch.float32 and cache.memory.shape == (2, 3, 6, 4)
+    whole = layer(x)
+    assert whole.dtype == dtype
+    pieces = torch.cat([layer(piece, cache=cache) for piece in x.split([3, 1, 1], 1)], 1)
+    torch.testing.assert_close(pieces, whole, atol=2e-2, rtol=0)

@@ -14,14 +14,14 @@ def test_every_mechanism_is_causal_and_any_chunking_equals_one_pass(name):
     torch.manual_seed(0)
     layer = attncourse.build(name, 12, 3).double()
     assert isinstance(layer, attncourse.MECHANISMS[name])
-    x = normal(2, 7, 12, seed=1).detach()
+    x = normal(2, 150, 12, seed=1).detach()  # more than twice the default window and stride
     whole, changed = layer(x), x.clone()
-    changed[:, 5:] = 9.0
+    changed[:, 100:] = 9.0
     assert whole.shape == x.shape
-    assert_equal(layer(changed)[:, :5], whole[:, :5])
-    cache = layer.new_cache(2, 7)
-    assert_equal(torch.cat([layer(piece, cache=cache) for piece in x.split([3, 1, 1, 2], 1)], 1), whole)
-    assert cache.length == 7 and cache.nbytes > 0
+    assert_equal(layer(changed)[:, :100], whole[:, :100])
+    cache = layer.new_cache(2, 150)
+    assert_equal(torch.cat([layer(piece, cache=cache) for piece in x.split([70, 1, 1, 78], 1)], 1), whole)
+    assert cache.length == 150 and cache.nbytes > 0
 
 
 def test_options_reach_the_class():

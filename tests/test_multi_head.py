@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from attncourse.attention import scaled_dot_product_attention
 from attncourse.causal import CausalSelfAttention
 from attncourse.cross_attention import CrossAttention
+from attncourse.kv_cache import RollingKVCache
 from attncourse.lab.measure import allocated_bytes
 from attncourse.multi_head import MultiHeadAttention, merge_heads, split_heads
 from attncourse.positions import RotaryEmbedding
@@ -208,6 +209,16 @@ def test_a_cache_needs_causal_attention(options):
     context = [torch.zeros(2, 4, 12)] if options else []
     with pytest.raises(ValueError, match="a cache needs causal=True"):
         layer(torch.zeros(2, 1, 12), *context, cache=layer.new_cache(2, 6))
+
+
+@pytest.mark.parametrize(
+    "layer", [MultiHeadAttention(12, 3, causal=True), CausalSelfAttention(12)], ids=["many", "one"]
+)
+def test_a_cache_of_another_kind_is_refused_and_stores_nothing(layer):
+    cache = RollingKVCache(2, 3, 4, 4)
+    with pytest.raises(TypeError, match="cache is a RollingKVCache, but this layer keeps a KVCache: use new_cache"):
+        layer(torch.zeros(2, 2, 12), cache=cache)
+    assert cache.length == 0
 
 
 def test_slopes_do_not_keep_attention_from_being_fused():

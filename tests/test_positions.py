@@ -175,3 +175,7 @@ def test_without_positions_permuting_tokens_permutes_outputs(positions):
     order = torch.tensor([3, 0, 4, 1, 2])
     difference = (layer(x[:, order]) - layer(x)[:, order]).abs().max()
     assert difference < 1e-12 if positions == "none" else difference > 0.1
+
+
+def test_sinusoids_may_start_anywhere():
+    assert torch.equal(sinusoidal(4, 6, start=3), sinusoidal(7, 6)[3:])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attncourse.attention import scaled_dot_product_attention
+from attncourse.attention import fused_attention, scaled_dot_product_attention
 from attncourse.causal import causal_attention
 from attncourse.kv_cache import KVCache, RollingKVCache
 from attncourse.lab.measure import allocated_bytes
@@ -135,6 +135,16 @@ def test_the_same_counts_find_a_mask_and_a_sliced_loop():
     assert large / small > 3
 
 
+def test_a_window_longer_than_the_text_costs_no_more():
+    query, key, value = (x.detach() for x in heads(10))
+    for causal in (True, False):
+        made = [
+            allocated_bytes(lambda w=w, c=causal: sliding_window_attention(query, key, value, window=w, causal=c))
+            for w in (10, 10**6)
+        ]
+        assert made[0] == made[1]
+
+
 # --- the layer
 
 
@@ -228,9 +238,9 @@ def test_a_mask_that_is_no_padding_is_refused(mask, error, message):
 
 def test_a_cache_that_does_not_fit_is_refused_and_stores_nothing():
     layer, x = SlidingWindowAttention(12, 3, window=4), torch.zeros(2, 2, 12)
-    with pytest.raises(ValueError, match="the cache keeps 5, the layer's window is 4"):
+    with pytest.raises(ValueError, match="the cache keeps 5 tokens, the layer's window is 4"):
         layer(x, cache=RollingKVCache(2, 3, 5, 4))
-    with pytest.raises(ValueError, match="the cache keeps everything, the layer's window is 4"):
+    with pytest.raises(TypeError, match="cache is a KVCache, but this layer keeps a RollingKVCache: use new_cache"):
         layer(x, cache=KVCache(2, 3, 9, 4))
     with pytest.raises(ValueError, match="a cache needs causal=True"):
         SlidingWindowAttention(12, 3, window=4, causal=False)(x, cache=layer.new_cache(2, 9))
@@ -249,3 +259,21 @@ def test_a_decoding_step_makes_no_copy_of_the_window():
         layer(torch.randn(1, 700, 16), cache=cache)
         _, largest = allocated_bytes(lambda: layer(torch.randn(1, 1, 16), cache=cache))
     assert largest < cache.nbytes / 2
+
+
+def test_it_does_not_rely_on_how_a_kernel_lays_out_its_result(monkeypatch):
+    """Kernels for a GPU give (B, T, H, D) in memory."""
+
+    def transposed(*inputs):
+        return fused_attention(*inputs).transpose(1, 2).contiguous().transpose(1, 2)
+
+    inputs = heads(40)
+    expected = sliding_window_attention(*inputs, window=5)
+    monkeypatch.setattr("attncourse.sliding_window.fused_attention", transposed)
+    assert_equal(sliding_window_attention(*inputs, window=5), expected)
+
+
+def test_it_compiles_as_one_graph():
+    layer, x = SlidingWindowAttention(24, 4, window=5, n_kv_heads=2), torch.randn(2, 40, 24)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    assert_equal(compiled(x), layer(x), 1e-6)

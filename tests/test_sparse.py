@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attncourse import masks
+from attncourse import sparse as sparse_module
 from attncourse.attention import scaled_dot_product_attention
+from attncourse.kv_cache import RollingKVCache
 from attncourse.lab.measure import allocated_bytes
 from attncourse.multi_head import MultiHeadAttention
 from attncourse.positions import RotaryEmbedding
@@ -149,20 +151,65 @@ def test_bytes_grow_as_the_pattern_does(pattern, most, backward):
     for T in (2048, 4096):
         parts = [Window(int(T**0.5)), Strided(int(T**0.5))] if pattern == "strided" else pattern
         inputs = [torch.zeros(1, 2, T, 8, requires_grad=True) for _ in range(3)]
-        output = sparse_attention(*inputs, pattern=parts)  # the plan is made once for a length, and kept
+        output = sparse_attention(*inputs, pattern=parts)
         again = (lambda o=output, i=inputs: torch.autograd.grad(o.sum(), i)) if backward else None
+        sparse_module._plan.cache_clear()  # the plan counts as well
         made[T] = allocated_bytes(again or (lambda i=inputs, p=parts: sparse_attention(*i, pattern=p)))
     assert made[4096][0] / made[2048][0] < most
     assert made[4096][1] < 4096 * 4096  # in bytes: less than a boolean for each pair
 
 
-def test_a_decoding_step_scores_what_it_sees():
-    """One query of a stride of 64 meets 64 of 4,096 keys."""
-    query, key, value = torch.zeros(1, 1, 1, 8), torch.zeros(1, 1, 4096, 8), torch.zeros(1, 1, 4096, 8)
-    pattern = [Window(64), Strided(64)]
-    sparse_attention(query, key, value, pattern=pattern)
-    total, _ = allocated_bytes(lambda: sparse_attention(query, key, value, pattern=pattern))
-    assert total < 4096 * 8 * 4 / 2  # half of one copy of the keys
+@pytest.mark.parametrize(
+    ("pattern", "most"),
+    [([Window(64), Strided(64)], 4.0), ([Window(64), RandomBlocks(16, 2)], 1.5)],
+    ids=["stride", "random"],
+)
+def test_a_decoding_step_costs_what_it_sees(pattern, most):
+    """Four times the keys: a stride sees up to four times as many of them, random blocks no more."""
+    made = []
+    for S in (4096, 16384):
+        query, key = torch.zeros(1, 1, 1, 8), torch.zeros(1, 1, S, 8)
+        sparse_attention(query, key[:, :, 1:], key[:, :, 1:], pattern=pattern)  # the step before, another plan
+        made.append(allocated_bytes(lambda q=query, k=key: sparse_attention(q, k, k, pattern=pattern))[0])
+    assert made[1] < most * made[0]
+    assert made[0] < 4096 * 8 * 4  # one copy of the keys
+
+
+def test_a_window_longer_than_the_text_costs_no_more():
+    inputs = [x.detach() for x in heads(10)]
+    made = []
+    for window in (10, 10**6):
+        sparse_module._plan.cache_clear()
+        made.append(allocated_bytes(lambda w=window: sparse_attention(*inputs, pattern=[Window(w), Dilated(w, 3)]))[0])
+    assert made[1] <= 1.1 * made[0]
+
+
+def test_inference_before_training_leaves_training_be():
+    layer, x = make(), normal(B, 21, H * D, seed=9)
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_numbers_are_summed_in_float32(dtype):
+    inputs = [(3 * x).detach().to(dtype) for x in heads(200)]
+    output = sparse_attention(*inputs, pattern=[Window(14), Strided(14)])
+    exact = sparse_attention(*(x.double() for x in inputs), pattern=[Window(14), Strided(14)])
+    assert output.dtype == dtype
+    assert torch.equal(output, exact.to(dtype)) or (output.double() - exact).abs().max() <= 0.01 * exact.abs().max()
+
+
+def test_a_refused_call_stores_nothing():
+    layer, x = make(pattern=RandomBlocks(4, 1)), normal(B, 3, H * D, seed=9).detach()
+    cache = layer.new_cache(B, 9)
+    for options in ({"cache": cache}, {"return_weights": True}, {}):
+        with pytest.raises(ValueError, match="leaves query 0 without a key"):
+            layer(x, **options)
+    with pytest.raises(TypeError, match="cache is a RollingKVCache, but this layer keeps a KVCache: use new_cache"):
+        make()(x, cache=RollingKVCache(B, H, 4, D, dtype=torch.float64))
+    assert cache.length == 0
 
 
 # --- the layer

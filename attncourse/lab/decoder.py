@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attncourse.lab.records import load_weights, save_weights
 from attncourse.mechanisms import build
+from attncourse.multi_head import check_heads
 from attncourse.positions import RotaryEmbedding, sinusoidal
 
 POSITIONS = ("rotary", "alibi", "sinusoidal", "learned", "none")
@@ -22,7 +23,8 @@ class Decoder(nn.Module):
 
     positions: "rotary" and "alibi" act inside every attention, "sinusoidal" and "learned" are added to the tokens,
     "none" adds nothing. max_length bounds "learned", which has a vector for each position; the others go on.
-    mechanism and options go to `attncourse.build`. `config` makes the same model again.
+    mechanism and options go to `attncourse.build`. `config` makes the same model again; it can be saved where the
+    options are numbers and names.
     """
 
     def __init__(
@@ -44,8 +46,11 @@ class Decoder(nn.Module):
             raise ValueError(f"{', '.join(sorted(taken))}: say it with positions=…; a decoder is always causal")
         self.config = {"n_tokens": n_tokens, "d_model": d_model, "n_heads": n_heads, "n_layers": n_layers}
         self.config |= {"max_length": max_length, "positions": positions, "mechanism": mechanism, **options}
-        inside = {"alibi": {"alibi": True}, "rotary": {"rotary": RotaryEmbedding(d_model // n_heads)}}
-        options = {**inside.get(positions, {}), **options}
+        check_heads(d_model, n_heads)
+        if positions == "rotary":
+            options = {"rotary": RotaryEmbedding(d_model // n_heads), **options}
+        elif positions == "alibi":
+            options = {"alibi": True, **options}
         self.embedding = nn.Embedding(n_tokens, d_model)
         nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
         self.positions, self.max_length = positions, max_length
@@ -85,7 +90,9 @@ class Decoder(nn.Module):
             return self.place[start:end]  # (T, d_model)
         if self.positions == "sinusoidal":
             width = self.config["d_model"]
-            return sinusoidal(end, width)[start:] * width**-0.5  # (T, d_model), as long as a token's vector
+            return (
+                sinusoidal(end - start, width, start=start) * width**-0.5
+            )  # (T, d_model), as long as a token's vector
         return torch.zeros(())
 
     @torch.no_grad()
@@ -142,7 +149,12 @@ def next_token_loss(model: nn.Module, tokens: Tensor, counted: Tensor | None = N
 
 
 def save_decoder(model: Decoder, path: str | Path, provenance: dict) -> None:
-    """Write the weights in float16, the config and the provenance to a safetensors file."""
+    """Write the weights in float16, the config and the provenance to a safetensors file.
+
+    TypeError where the config holds more than numbers and names, as a pattern of sparse attention is.
+    """
+    if odd := [name for name, value in model.config.items() if not isinstance(value, str | int | float | None)]:
+        raise TypeError(f"config holds {', '.join(odd)}, which a file cannot: only numbers and names")
     save_weights(model, path, torch.float16, config=model.config, provenance=provenance)
 
 

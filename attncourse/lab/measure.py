@@ -35,12 +35,12 @@ def allocated_bytes(function: Callable[[], object]) -> tuple[int, int]:
     return allocations.total, allocations.largest
 
 
-def peak_bytes(function: Callable[[], object]) -> int:
+def peak_bytes(function: Callable[[], object], device: str = "cpu") -> int:
     """The most bytes that one call holds at a time, inside kernels too and what it returns with them; not its inputs.
 
-    On a CPU, from the allocator's own records (PyTorch's profiler); on a GPU, its allocator's peak.
+    On a CPU, from the allocator's own records (PyTorch's profiler); on a GPU (`device`), its allocator's peak.
     """
-    if torch.cuda.is_available():
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

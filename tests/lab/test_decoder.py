@@ -4,6 +4,8 @@ import torch.nn.functional as F
 
 from attncourse.lab.decoder import POSITIONS, Decoder, load_decoder, next_token_loss, save_decoder
 from attncourse.lab.training import seeded, train
+from attncourse.mechanisms import MECHANISMS
+from attncourse.sparse import Strided, Window
 
 N_TOKENS, T = 19, 12
 every_position = pytest.mark.parametrize("positions", POSITIONS)
@@ -166,3 +168,30 @@ def test_it_learns_a_sequence_by_heart():
 def test_bad_input_is_refused_with_the_numbers(call, message):
     with pytest.raises(ValueError, match=message):
         call(Decoder(9, d_model=8, n_heads=2, n_layers=1))
+
+
+def test_a_pattern_cannot_be_saved_and_the_error_says_so(tmp_path):
+    model = Decoder(N_TOKENS, d_model=24, n_heads=3, n_layers=1, mechanism="sparse", pattern=[Window(3)])
+    with pytest.raises(TypeError, match="config holds pattern, which a file cannot"):
+        save_decoder(model, tmp_path / "x.safetensors", {})
+
+
+@pytest.mark.parametrize("mechanism", [name for name in MECHANISMS if name != "multi_head"])
+@pytest.mark.parametrize("positions", ["rotary", "sinusoidal", "learned", "none"])
+@torch.no_grad()
+def test_every_mechanism_decodes_as_it_reads(mechanism, positions):
+    torch.manual_seed(0)
+    options = {"sliding_window": {"window": 4}, "sparse": {"pattern": [Window(3), Strided(4)]}}.get(mechanism, {})
+    model = Decoder(
+        N_TOKENS, d_model=24, n_heads=3, n_layers=2, max_length=T, positions=positions, mechanism=mechanism, **options
+    )
+    tokens = draw()
+    caches = model.new_caches(2, T)
+    parts = [model(part, caches=caches) for part in tokens.split([5, 1, 1, T - 7], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_only_rotary_positions_need_pairs():
+    Decoder(N_TOKENS, d_model=12, n_heads=4, n_layers=1, positions="none")
+    with pytest.raises(ValueError, match="n_heads=0, but it must be at least 1"):
+        Decoder(N_TOKENS, d_model=12, n_heads=0)
