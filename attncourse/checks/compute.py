@@ -5,9 +5,11 @@ This file holds no reference and no expectation, so that it can run beside untru
 
 import dis
 import linecache
+import signal
 import sysconfig
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, TracebackType
@@ -25,6 +27,10 @@ LIBRARIES = ("site-packages", "dist-packages", "<frozen")  # parts of file names
 
 class ForbiddenCall(RuntimeError):
     """The answer called a library function that this exercise asks the learner to write."""
+
+
+class TookTooLong(BaseException):
+    """The answer was stopped; no Exception, so that the learner's own `except` does not catch it."""
 
 
 class WrongParameters(Exception):
@@ -53,22 +59,46 @@ def is_the_courses(answer: Any) -> bool:
     return any(str(getattr(member, "__module__", "")).startswith("attncourse.") for member in family)
 
 
-def run(target: Any, script: Script, forbidden: Iterable[str] = ()) -> Reply:
-    """Run `script` on `target`, a function or class. Exceptions become part of the reply; inputs are copies."""
+@contextmanager
+def _at_most(seconds: float | None) -> Iterator[None]:
+    """Raise TookTooLong in what runs longer. Only where a timer can interrupt: Unix, in the main thread."""
+    timed = seconds is not None and hasattr(signal, "setitimer")
+    if not timed or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TookTooLong(f"there was no answer after {seconds:g} s: a loop may wait for something that never comes")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run(target: Any, script: Script, forbidden: Iterable[str] = (), seconds: float | None = None) -> Reply:
+    """Run `script` on `target`, a function or class. Exceptions become part of the reply; inputs are copies.
+
+    seconds: after which it is stopped, where that is possible (a notebook's own process; a jail has its own limit).
+    """
     returned: list[_Returned] = []
     # Random numbers are the same in every run, and the learner's own stream is left as it was.
     with torch.random.fork_rng(devices=[]), _Forbid(forbidden) if forbidden else nullcontext():
         torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed the learner's CUDA stream, slowly
         try:
-            for step in script.steps:
-                if isinstance(step, Construct):
-                    target = target(*step.arguments.values())
-                elif isinstance(step, Load):
-                    _load(target, step.state)
-                else:
-                    returned.append(_call(target if step.method is None else getattr(target, step.method), step))
+            with _at_most(seconds):
+                for step in script.steps:
+                    if isinstance(step, Construct):
+                        target = target(*step.arguments.values())
+                    elif isinstance(step, Load):
+                        _load(target, step.state)
+                    else:
+                        returned.append(_call(target if step.method is None else getattr(target, step.method), step))
             failure = None
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, TookTooLong) as error:
             failure = _failure(error)
     return Reply(tuple(one.result() for one in returned), failure)
 

@@ -23,7 +23,8 @@ DETACHES = (
 
 WRONG_GRADIENT = (
     "The output is right, but the gradient that reaches {names} is not: part of the computation is detached, or a NaN "
-    "was replaced after it had entered the graph (its gradient stays NaN). A model would train wrongly through it."
+    "was replaced or cut off after it had entered the graph (its gradient stays NaN; 0/0 in padded rows, for example). "
+    "A model would train wrongly through it."
 )
 
 
@@ -130,7 +131,7 @@ def _raised(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -
     where = (
         f" It happened in line {failure.line} of the cell, `{failure.code}`." if failure.line and failure.code else ""
     )
-    if failure.type in ("ForbiddenCall", "WrongParameters", "Placeholder", "NotWritten", "NotYourOwn"):
+    if failure.type in ("ForbiddenCall", "WrongParameters", "Placeholder", "NotWritten", "NotYourOwn", "TookTooLong"):
         return f"{failure.message[:1].upper()}{failure.message[1:]}.{where}"  # a sentence already
     return f"{error_text(failure)}.{where} The call had {_sizes(script, len(reply.results))}."
 
@@ -158,7 +159,8 @@ def _type(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> 
             return f"{name} returns None; it should return {wanted}. Is a `return` missing?"
         if result.type != right.type or len(result.outputs) != len(right.outputs):
             n = f" of {len(result.outputs)}" if result.type == "tuple" else ""
-            return f"{name} returns a {result.type}{n}; it should return {wanted}."
+            article = "an" if result.type[0] in "aeiou" else "a"
+            return f"{name} returns {article} {result.type}{n}; it should return {wanted}."
     return None
 
 
@@ -167,9 +169,7 @@ def _shape(exercise: Exercise, script: Script, expected: Reply, reply: Reply) ->
         if got.shape == right.shape:
             continue
         letters = output.axes.split()
-        message = (
-            f"{output.name} has shape {tuple(got.shape)}; it should be ({', '.join(letters)}) = {tuple(right.shape)}"
-        )
+        message = f"{output.name} has shape {tuple(got.shape)}; it should be {_named(letters)} = {tuple(right.shape)}"
         if got.dim() != right.dim():
             message += f": {got.dim()} axes instead of {right.dim()}"
             if got.numel() == right.numel() and 0 < got.dim() < right.dim():
@@ -182,6 +182,11 @@ def _shape(exercise: Exercise, script: Script, expected: Reply, reply: Reply) ->
             message += f": axis {axis} is {got.shape[axis]} where {letters[axis]} is {right.shape[axis]}"
         return f"{message}. The call had {_sizes(script)}."
     return None
+
+
+def _named(letters: list[str]) -> str:
+    """A shape in letters, written as Python writes tuples: (N,)."""
+    return f"({', '.join(letters)}{',' if len(letters) == 1 else ''})"
 
 
 def _dtype(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> str | None:

@@ -115,7 +115,7 @@ def _difference_lines(difference: Difference) -> list[str]:
     place = f"[{', '.join(map(str, difference.index))}]" if difference.index else ""
     lines = [
         f"Smallest case where it shows ({difference.script}): {difference.sizes}.",
-        f"{difference.output}{place} is {difference.got + 0.0:.5g}; it should be {difference.expected + 0.0:.5g}.",
+        f"{difference.output}{place} is {_number(difference.got)}; it should be {_number(difference.expected)}.",
     ]
     if not difference.index:  # a single number has no row
         return lines
@@ -126,8 +126,13 @@ def _difference_lines(difference: Difference) -> list[str]:
     ]
 
 
+def _number(value: float | int | bool, form: str = ".5g") -> str:
+    """A number of the output as its dtype has it: True, 7 or 0.25."""
+    return f"{value + 0.0:{form}}" if isinstance(value, float) else str(value)  # + 0.0: no minus before a zero
+
+
 def _row(values: tuple[float, ...], most: int = 8) -> str:
-    shown = "  ".join(f"{value + 0.0:8.4f}" for value in values[:most])  # + 0.0: no minus before a zero
+    shown = "  ".join(f"{_number(value, '8.4f'):>5}" for value in values[:most])
     return f"{shown} …" if len(values) > most else shown
 
 

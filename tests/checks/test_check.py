@@ -1,5 +1,6 @@
 """What `check` does and shows: the order of answers, text and HTML, notebooks, nbgrader."""
 
+import contextlib
 import math
 import re
 from dataclasses import replace
@@ -432,3 +433,30 @@ def test_an_answer_that_changes_its_module_between_calls_is_made_anew_each_time(
 
     assert evaluate(ATTENTION, Counting).passed
     assert len(made) == len(checks.ask(exercise(ATTENTION)).scripts)
+
+
+def test_an_answer_that_never_ends_is_stopped_once_with_its_line(monkeypatch):
+    monkeypatch.setattr(checks, "MOST_SECONDS", 0.3)
+    calls = []
+
+    def count_hops(mask):
+        calls.append(mask)
+        while not mask.all():
+            with contextlib.suppress(Exception):
+                mask = mask.clone()
+        return mask.long()
+
+    verdict = evaluate("sparse/count_hops", count_hops)
+    assert verdict.kind == "raised" and len(calls) == 1
+    assert "There was no answer after 0.3 s: a loop may wait for something that never comes." in str(Report(verdict))
+    assert evaluate("sparse/count_hops", exercise("sparse/count_hops").reference).passed
+
+
+def test_truths_and_counts_are_shown_as_such():
+    text = str(Report(evaluate("sliding_window/near_mask", lambda T, S, window: torch.ones(T, S).bool())))
+    assert "is True; it should be False." in text and "Right row: False   True" in text
+    text = str(Report(evaluate("sliding_window/slot_positions", lambda length, window: torch.arange(window))))
+    assert re.search(r"positions\[0\] is 0; it should be 4\.\n +Your row: +0 +1 +2 +3\n", text)
+    text = str(Report(evaluate("sliding_window/slot_positions", lambda length, window: torch.zeros(window, 2).long())))
+    assert "it should be (W,) = (4,)" in text or "it should be (window,) = (4,)" in text
+    assert "returns an int" in str(Report(evaluate("sliding_window/slot_positions", lambda length, window: 7)))
