@@ -176,7 +176,10 @@ def _shape(exercise: Exercise, script: Script, expected: Reply, reply: Reply) ->
                 message += " (a `.squeeze()` without an axis removes every axis of size 1)"
         elif sorted(got.shape) == sorted(right.shape):
             moved = [letter for letter, a, b in zip(letters, got.shape, right.shape, strict=True) if a != b]
-            message += f": the axes {' and '.join(moved)} are in each other's place"
+            if len(moved) == 2:
+                message += f": the axes {' and '.join(moved)} are in each other's place"
+            else:
+                message += f": the axes {', '.join(moved[:-1])} and {moved[-1]} are in another order"
         else:
             axis = next(i for i, (a, b) in enumerate(zip(got.shape, right.shape, strict=True)) if a != b)
             message += f": axis {axis} is {got.shape[axis]} where {letters[axis]} is {right.shape[axis]}"

@@ -13,6 +13,9 @@ EXPERIMENTS = (
     "language",
     "multi_head",
     "positions",
+    "sliding_window",
+    "sparse",
+    "linear",
 )
 
 

@@ -9,6 +9,7 @@ from attncourse.show.figures import MARKS, PALETTE, figure, style
 from attncourse.show.heads import heads
 from attncourse.show.html import Output
 from attncourse.show.masks import masks
+from attncourse.show.memory import memory
 from attncourse.show.pieces import alignment
 from attncourse.show.recall import predict, questions
 from attncourse.show.rotation import rotation
@@ -31,6 +32,7 @@ __all__ = [
     "live_score",
     "live_temperature",
     "masks",
+    "memory",
     "predict",
     "questions",
     "rotation",

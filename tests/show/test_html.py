@@ -44,6 +44,10 @@ def test_styles_and_scripts_are_small():
     assert size("rotation.css", "rotation.js") <= 4_000
     pieces += ["heads.css", "heads.js"]
     assert size("heads.css", "heads.js") <= 5_000
+    pieces += ["masks.css", "masks.js"]
+    assert size("masks.css", "masks.js") <= 8_000
+    pieces += ["memory.css", "memory.js"]
+    assert size("memory.css", "memory.js") <= 3_500
     assert shared + size(*pieces) == size(*STATIC)
 
 
