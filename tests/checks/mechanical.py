@@ -16,7 +16,18 @@ from typing import Any
 
 from attncourse import attention, bahdanau
 from attncourse.checks import bahdanau as exercises
-from attncourse.checks import causal, cross_attention, luong, multi_head, positions, self_attention, start
+from attncourse.checks import (
+    causal,
+    cross_attention,
+    linear,
+    luong,
+    multi_head,
+    positions,
+    self_attention,
+    sliding_window,
+    sparse,
+    start,
+)
 
 # What is mutated for each exercise: the reference, or the functions and methods of it that a learner writes.
 PARTS: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
@@ -59,6 +70,21 @@ PARTS: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
     "positions/rotate_pairs": ((positions.rotate_pairs, ()),),
     "positions/slope_bias": ((positions.slope_bias, ()),),
     "positions/rotary_scores": ((positions.rotary_scores, ()),),
+    "sliding_window/near_mask": ((sliding_window.near_mask, ()),),
+    "sliding_window/neighbour_blocks": ((sliding_window.neighbour_blocks, ()),),
+    "sliding_window/window_by_blocks": ((sliding_window.window_by_blocks, ()),),
+    "sliding_window/slot_positions": ((sliding_window.slot_positions, ()),),
+    "sliding_window/retained_tokens": ((sliding_window.retained_tokens, ()),),
+    "sparse/strided_pattern": ((sparse.strided_pattern, ()),),
+    "sparse/stride_classes": ((sparse.stride_classes, ()),),
+    "sparse/merge_parts": ((sparse.merge_parts, ()),),
+    "sparse/global_pattern": ((sparse.global_pattern, ()),),
+    "sparse/count_hops": ((sparse.count_hops, ()),),
+    "linear/kernel_attention": ((linear.kernel_attention, ()),),
+    "linear/update_state": ((linear.update_state, ()),),
+    "linear/chunk_attention": ((linear.chunk_attention, ()),),
+    "linear/random_features": ((linear.random_features, ()),),
+    "linear/orthogonal_rows": ((linear.orthogonal_rows, ()),),
 }
 
 EQUIVALENT: dict[tuple[str, str], str] = {
@@ -432,6 +458,262 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "rotary_scores: return turned_query @ turned_key.transpose(-2, -1) / query.shape[-1] ** 0.5 -> "
         "return turned_query @ turned_key.transpose(-2, -1) / key.shape[-1] ** 0.5",
     ): "queries and keys have one size",
+    (
+        "sliding_window/near_mask",
+        "near_mask: return (behind >= 0) & (behind < window) -> return (behind >= 0) * (behind < window)",
+    ): "a product of booleans is their “and”",
+    (
+        "sliding_window/near_mask",
+        "near_mask: return (behind >= 0) & (behind < window) -> return (behind < window) & (behind >= 0)",
+    ): "“and” does not depend on the order of what it joins",
+    (
+        "sliding_window/window_by_blocks",
+        "window_by_blocks: T = query.shape[2] -> T = key.shape[2]",
+    ): "there are as many keys as queries",
+    (
+        "sliding_window/window_by_blocks",
+        "window_by_blocks: T = query.shape[2] -> T = value.shape[2]",
+    ): "there are as many values as queries",
+    (
+        "sliding_window/window_by_blocks",
+        "window_by_blocks: column = torch.arange(2 * window) -> column = torch.arange(window * 2)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "sliding_window/window_by_blocks",
+        "window_by_blocks: behind = torch.arange(window, 2 * window)[:, None] - column -> behind = "
+        "torch.arange(window, window * 2)[:, None] - column",
+    ): "a product does not depend on the order of its factors",
+    (
+        "sliding_window/window_by_blocks",
+        "window_by_blocks: real = torch.arange(queries.shape[2])[:, None, None] * window + column >= window "
+        "-> real = column + torch.arange(queries.shape[2])[:, None, None] * window >= window",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "sliding_window/window_by_blocks",
+        "window_by_blocks: real = torch.arange(queries.shape[2])[:, None, None] * window + column >= window "
+        "-> real = window * torch.arange(queries.shape[2])[:, None, None] + column >= window",
+    ): "a product does not depend on the order of its factors",
+    (
+        "sliding_window/window_by_blocks",
+        "window_by_blocks: near = (behind >= 0) & (behind < window) & real -> near = ((behind >= 0) & (behind < "
+        "window)) * real",
+    ): "a product of booleans is their “and”",
+    (
+        "sliding_window/window_by_blocks",
+        "window_by_blocks: near = (behind >= 0) & (behind < window) & real -> near = real & ((behind >= 0) & "
+        "(behind < window))",
+    ): "“and” does not depend on the order of what it joins",
+    (
+        "sliding_window/window_by_blocks",
+        "window_by_blocks: near = (behind >= 0) & (behind < window) & real -> near = (behind >= 0) * (behind < "
+        "window) & real",
+    ): "a product of booleans is their “and”",
+    (
+        "sliding_window/window_by_blocks",
+        "window_by_blocks: near = (behind >= 0) & (behind < window) & real -> near = (behind < window) & (behind "
+        ">= 0) & real",
+    ): "“and” does not depend on the order of what it joins",
+    (
+        "sliding_window/window_by_blocks",
+        "window_by_blocks: scores = queries @ keys.transpose(3, 4) / query.shape[3] ** 0.5 -> scores = queries @ "
+        "keys.transpose(4, 3) / query.shape[3] ** 0.5",
+    ): "exchanging axes 3 and 4 is exchanging axes 4 and 3",
+    (
+        "sliding_window/window_by_blocks",
+        "window_by_blocks: scores = queries @ keys.transpose(3, 4) / query.shape[3] ** 0.5 -> scores = queries @ "
+        "keys.transpose(3, 4) / key.shape[3] ** 0.5",
+    ): "queries and keys have one size",
+    (
+        "sliding_window/window_by_blocks",
+        "window_by_blocks: weights = scores.masked_fill(~near, float('-inf')).softmax(4) -> weights = "
+        "scores.masked_fill(~near, float('-1e9')).softmax(4)",
+    ): "every token sees itself, beside which exp(-1e9) is exactly 0",
+    (
+        "sliding_window/slot_positions",
+        "slot_positions: return positions.masked_fill(positions < 0, -1) -> return "
+        "positions.masked_fill(positions < -1, -1)",
+    ): "a position of -1 is written as -1 already",
+    (
+        "sparse/strided_pattern",
+        "strided_pattern: return (behind >= 0) & (near | far) -> return (behind >= 0) * (near | far)",
+    ): "a product of booleans is their `&`",
+    (
+        "sparse/strided_pattern",
+        "strided_pattern: return (behind >= 0) & (near | far) -> return (near | far) & (behind >= 0)",
+    ): "`&` does not depend on the order of its terms",
+    (
+        "sparse/strided_pattern",
+        "strided_pattern: return (behind >= 0) & (near | far) -> return (behind >= 0) & near + far",
+    ): "a sum of booleans is their `|`, and binds tighter than `&`",
+    (
+        "sparse/strided_pattern",
+        "strided_pattern: return (behind >= 0) & (near | far) -> return (behind >= 0) & (far | near)",
+    ): "`|` does not depend on the order of its terms",
+    (
+        "sparse/stride_classes",
+        "stride_classes: return whole.reshape(B, H, -1, stride, D).transpose(2, 3) -> "
+        "return whole.reshape(B, H, -1, stride, D).transpose(3, 2)",
+    ): "exchanging axes 2 and 3 is exchanging axes 3 and 2",
+    (
+        "sparse/merge_parts",
+        "merge_parts: largest = log_sums.amax(0).clamp(min=torch.finfo(log_sums.dtype).min) -> "
+        "largest = log_sums.amax(0).clamp(min=torch.finfo(outputs.dtype).min)",
+    ): "outputs and log-sums have one dtype",
+    (
+        "sparse/merge_parts",
+        "merge_parts: return (shares[..., None] * outputs).sum(0) / total[..., None] -> "
+        "return (outputs * shares[..., None]).sum(0) / total[..., None]",
+    ): "a product does not depend on the order of its factors",
+    (
+        "sparse/global_pattern",
+        "global_pattern: near = (place[:, None] - place).abs() < window -> "
+        "near = (place - place[:, None]).abs() < window",
+    ): "the distance has no sign",
+    (
+        "sparse/global_pattern",
+        "global_pattern: return near | is_global[:, :, None] | is_global[:, None, :] -> "
+        "return (near | is_global[:, :, None]) + is_global[:, None, :]",
+    ): "a sum of booleans is their `|`",
+    (
+        "sparse/global_pattern",
+        "global_pattern: return near | is_global[:, :, None] | is_global[:, None, :] -> "
+        "return is_global[:, None, :] | (near | is_global[:, :, None])",
+    ): "`|` does not depend on the order of its terms",
+    (
+        "sparse/global_pattern",
+        "global_pattern: return near | is_global[:, :, None] | is_global[:, None, :] -> "
+        "return near + is_global[:, :, None] | is_global[:, None, :]",
+    ): "a sum of booleans is their `|`, and binds tighter than `|`",
+    (
+        "sparse/global_pattern",
+        "global_pattern: return near | is_global[:, :, None] | is_global[:, None, :] -> "
+        "return is_global[:, :, None] | near | is_global[:, None, :]",
+    ): "`|` does not depend on the order of its terms",
+    (
+        "sparse/global_pattern",
+        "global_pattern: return near | is_global[:, :, None] | is_global[:, None, :] -> "
+        "return near | is_global[:, :, None] | is_global[:, None]",
+    ): "an index leaves the axes it does not name as they are: [:, None] is [:, None, :]",
+    (
+        "sparse/count_hops",
+        "count_hops: hops = torch.full((T, T), -1).masked_fill(reached, 0) -> "
+        "hops = torch.full((T,), -1).masked_fill(reached, 0)",
+    ): "one row of -1 is stretched to the shape of `reached`, (T, T)",
+    (
+        "sparse/count_hops",
+        "count_hops: wider = reached | (mask.float() @ reached.float() > 0) -> "
+        "wider = reached + (mask.float() @ reached.float() > 0)",
+    ): "a sum of booleans is their `|`",
+    (
+        "sparse/count_hops",
+        "count_hops: wider = reached | (mask.float() @ reached.float() > 0) -> "
+        "wider = (mask.float() @ reached.float() > 0) | reached",
+    ): "`|` does not depend on the order of its terms",
+    (
+        "sparse/count_hops",
+        "count_hops: wider = reached | (mask.float() @ reached.float() > 0) -> "
+        "wider = reached | (reached.float() @ mask.float() > 0)",
+    ): "`reached` is made of powers of the mask, and those may be multiplied by it on either side",
+    (
+        "sparse/count_hops",
+        "count_hops: hops[wider & ~reached] = layer -> hops[wider * ~reached] = layer",
+    ): "a product of booleans is their `&`",
+    (
+        "sparse/count_hops",
+        "count_hops: hops[wider & ~reached] = layer -> hops[~reached & wider] = layer",
+    ): "`&` does not depend on the order of its terms",
+    (
+        "linear/kernel_attention",
+        "kernel_attention: query, key = (F.elu(query) + 1, F.elu(key) + 1) -> "
+        "query, key = (1 + F.elu(query), F.elu(key) + 1)",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "linear/kernel_attention",
+        "kernel_attention: query, key = (F.elu(query) + 1, F.elu(key) + 1) -> "
+        "query, key = (F.elu(query) + 1, 1 + F.elu(key))",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "linear/update_state",
+        "update_state: memory = memory + key[..., None] * value[..., None, :] -> "
+        "memory = key[..., None] * value[..., None, :] + memory",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "linear/update_state",
+        "update_state: memory = memory + key[..., None] * value[..., None, :] -> "
+        "memory = memory + value[..., None, :] * key[..., None]",
+    ): "a product does not depend on the order of its factors",
+    (
+        "linear/update_state",
+        "update_state: total = total + key -> total = key + total",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "linear/update_state",
+        "update_state: read = (query[..., None, :] @ memory)[..., 0, :] -> "
+        "read = (query[..., None, :] @ memory)[..., -1, :]",
+    ): "there is one query, so the first row is the last",
+    (
+        "linear/update_state",
+        "update_state: return (read / (query * total).sum(-1, keepdim=True), memory, total) -> "
+        "return (read / (total * query).sum(-1, keepdim=True), memory, total)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "linear/chunk_attention",
+        "chunk_attention: memory = torch.zeros_like(key.mT @ value) -> memory = torch.zeros_like(query.mT @ value)",
+    ): "queries have the shape of keys, and only the shape is used",
+    (
+        "linear/chunk_attention",
+        "chunk_attention: total = torch.zeros_like(key.sum(2)) -> total = torch.zeros_like(query.sum(2))",
+    ): "queries have the shape of keys, and only the shape is used",
+    (
+        "linear/chunk_attention",
+        "chunk_attention: outputs, memories = ([], []) -> memories, outputs = ([], [])",
+    ): "both are empty lists",
+    (
+        "linear/chunk_attention",
+        "chunk_attention: for q, k, v in zip(*(x.split(chunk, dim=2) for x in (query, key, value)), strict=True): -> "
+        "for q, k, v in zip(*(x.split(chunk, dim=2) for x in (query, key, value))):",
+    ): "all three are as long, so there are as many pieces of each",
+    (
+        "linear/chunk_attention",
+        "chunk_attention: for q, k, v in zip(*(x.split(chunk, dim=2) for x in (query, key, value)), strict=True): -> "
+        "for q, k, v in zip(*(x.split(chunk, dim=2) for x in (query, key, value)), strict=False):",
+    ): "all three are as long, so there are as many pieces of each",
+    (
+        "linear/chunk_attention",
+        "chunk_attention: divisor = weights.sum(-1, keepdim=True) + q @ total[..., None] -> "
+        "divisor = q @ total[..., None] + weights.sum(-1, keepdim=True)",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "linear/chunk_attention",
+        "chunk_attention: outputs.append((weights @ v + q @ memory) / divisor) -> "
+        "outputs.append((q @ memory + weights @ v) / divisor)",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "linear/chunk_attention",
+        "chunk_attention: memory, total = (memory + k.mT @ v, total + k.sum(2)) -> "
+        "memory, total = (k.mT @ v + memory, total + k.sum(2))",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "linear/chunk_attention",
+        "chunk_attention: memory, total = (memory + k.mT @ v, total + k.sum(2)) -> "
+        "memory, total = (memory + k.mT @ v, k.sum(2) + total)",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "linear/random_features",
+        "random_features: x = x / x.shape[-1] ** 0.25 -> x = x / projection.shape[-1] ** 0.25",
+    ): "a direction has as many numbers as a vector",
+    (
+        "linear/orthogonal_rows",
+        "orthogonal_rows: directions = Q * R.diagonal().sign() -> directions = Q / R.diagonal().sign()",
+    ): "to divide by 1 or -1 is to multiply by it",
+    (
+        "linear/orthogonal_rows",
+        "orthogonal_rows: directions = Q * R.diagonal().sign() -> directions = R.diagonal().sign() * Q",
+    ): "a product does not depend on the order of its factors",
+    (
+        "linear/orthogonal_rows",
+        "orthogonal_rows: return norms[:, None] * directions -> return directions * norms[:, None]",
+    ): "a product does not depend on the order of its factors",
 }
 
 
