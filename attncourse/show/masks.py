@@ -15,7 +15,7 @@ from attncourse.show.html import Output, fragment, prose, require_text, table, t
 Pattern = Tensor | tuple[Callable[..., Tensor], Mapping[str, Sequence]] | tuple[Callable, Mapping[str, Sequence], str]
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"  # a pair's number of layers, as one letter
-CELL, LEFT, TOP = 12, 48, 44  # of the grid, in its picture's units
+CELL, LEFT, TOP = 12, 56, 44  # of the grid, in its picture's units
 NOTE = "A mask shows where information can flow, not whether it does."
 
 
@@ -185,7 +185,7 @@ def tell(record: Mapping[str, Any], mask: Sequence, distances: Sequence[Sequence
     return [
         record["note"],
         f"Keys per query: {two_decimals(pairs / T)} on average, {most} at most.",
-        f"Pairs: {pairs} of {whole}{' causal ones' if causal else ''}, {math.floor(100 * pairs / whole + 0.5)} %.",
+        f"Pairs: {pairs} of {whole}{' causal ones' if causal else ''}, {math.floor(100 * pairs / whole + 0.5)}\u00a0%.",
         f"The last token {first}.",
         f"{reach} {count} of {T} tokens.",
     ]

@@ -171,7 +171,7 @@ def _picture(data: Mapping) -> str:
             f'<text class="ac-mid ac-read" x="{middle:g}" y="{base + 30}">{escape(mark)}</text></g>'
         )
     lines = f"M{left} {base}h{width}M{left} {base - bar}h{width}M{left} 20h{width}v{row * V}h-{width}z"
-    labels = {base - bar + 4: "1", base + 2: "0", base + 14: "wrote", base + 30: "read"}
+    labels = {base - bar + 4: "1", base - 1: "0", base + 14: "wrote", base + 30: "read"}
     sides = "".join(f'<text x="{left - 6}" y="{y}" class="ac-end">{text}</text>' for y, text in labels.items())
     alt = "The state's numbers in shades, and a bar for each pair; counts are said below and stand in the table."
     return (

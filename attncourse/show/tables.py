@@ -43,6 +43,7 @@ def comparison(chapter: str) -> Output:
     shown = [{title: row[name] for name, title in COLUMNS.items()} for row in rows[: last + 1]]
     return table(
         shown,
-        caption=f"The running comparison; the last {'row is' if new == 1 else f'{new} rows are'} new.",
+        caption="The running comparison, which scrolls sideways; the last "
+        f"{'row is' if new == 1 else f'{new} rows are'} new.",
         kind="comparison",
     )

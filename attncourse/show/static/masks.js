@@ -48,7 +48,7 @@ attncourse.piece("masks", (root, data) => {
     [
       pattern.note,
       `Keys per query: ${(pairs / T).toFixed(2)} on average, ${most} at most.`,
-      `Pairs: ${pairs} of ${whole}${pattern.causal ? " causal ones" : ""}, ${Math.round((100 * pairs) / whole)} %.`,
+      `Pairs: ${pairs} of ${whole}${pattern.causal ? " causal ones" : ""}, ${Math.round((100 * pairs) / whole)}\u00a0%.`,
       `The last token ${first}.`,
       `${reach} ${count} of ${T} tokens.`,
     ].forEach((text, n) => say(facts[n], text));
