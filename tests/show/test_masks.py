@@ -98,7 +98,7 @@ def test_sentences():
     for part in (
         "window, W = 3\n",
         "Keys per query: 2.57 on average, 3 at most.",
-        "Pairs: 18 of 28 causal ones, 64 %.",
+        "Pairs: 18 of 28 causal ones, 64\u00a0%.",
         "The last token can depend on the first after 3 layers.",
         "In one layer the last token sees 3 of 7 tokens.",
         "····■■■",
@@ -114,7 +114,7 @@ def test_sentences():
     assert "The last token can never depend on the first" in never
     own = small(start=EVIL, cell=(3, 3)).text
     assert "Query 3 does not see itself; the residual connection alone keeps it." in own
-    assert "Pairs: 29 of 49, 59 %." in small(start="both ways").text
+    assert "Pairs: 29 of 49, 59\u00a0%." in small(start="both ways").text
 
 
 def test_table_has_every_pattern_at_its_start():
@@ -245,7 +245,7 @@ def test_every_state_of_the_page_is_pythons(open_page):
                 assert page["facts"] == [
                     record["note"],
                     f"Keys per query: {two_decimals(pairs / T)} on average, {int(mask.sum(-1).max())} at most.",
-                    f"Pairs: {pairs} of {whole}{' causal ones' if causal else ''}, {100 * pairs / whole:.0f} %.",
+                    f"Pairs: {pairs} of {whole}{' causal ones' if causal else ''}, {100 * pairs / whole:.0f}\u00a0%.",
                     first,
                     reach if layers > 1 else f"In one layer the last token sees {count} of 7 tokens.",
                 ]
