@@ -667,7 +667,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     (
         "linear/chunk_attention",
         "chunk_attention: outputs, memories = ([], []) -> memories, outputs = ([], [])",
-    ): "both are empty lists",
+    ): "both are empty lists, whichever name gets which",
     (
         "linear/chunk_attention",
         "chunk_attention: for q, k, v in zip(*(x.split(chunk, dim=2) for x in (query, key, value)), strict=True): -> "
