@@ -12,6 +12,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
+from fontTools.ttLib import TTFont
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
@@ -156,6 +157,21 @@ def test_no_sideways_scrolling(visit, page, width):
 def test_is_light(visit, page, pytestconfig):
     visit(page)
     assert pytestconfig.page_weights[page] <= MAX_WEIGHT
+
+
+def test_the_icons_are_drawn(site, browser, address):
+    """The font is cut down to what pages name: an icon that it has not would be an empty box."""
+    font = TTFont(site / "_static" / "vendor" / "fontawesome" / "webfonts" / "fa-solid-900.woff2")
+    sheet = browser.new_page()
+    sheet.goto(f"{address}/notebooks/03_self_attention.html")
+    drawn = sheet.evaluate(
+        "() => Array.from(document.querySelectorAll('i.fa-solid, span.fa-solid'),"
+        "                 (icon) => getComputedStyle(icon, '::before').content)"
+    )
+    sheet.close()
+    characters = {ord(content.strip('"')) for content in drawn if content != "none"}
+    assert len(characters) >= 8
+    assert characters <= font.getBestCmap().keys()
 
 
 @pytest.fixture(scope="module")

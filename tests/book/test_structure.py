@@ -169,6 +169,23 @@ def test_prerenderer_still_brings_another_katex():
     assert sphinxcontrib.katex.katex_version != installed
 
 
+def test_the_icon_font_still_has_every_icon():
+    assert (load("attncourse_icons").SOURCE / "fa-solid-900.woff2").stat().st_size > 100_000
+
+
+def test_icons_are_found_by_name_and_in_stylesheets():
+    icons = load("attncourse_icons")
+    sheet = '.fa-bars:before,.fa-navicon:before{content:"\\f0c9"}.fa-plus:before{content:"+"}'
+    sheet += '.fa-sun:before{content:"\\f185"}'
+    own = 'a:after{content:"\\f107"}:root{--icon-bell:"\uf0f3"}'
+    assert icons.icons_shown(['<i class="fa-solid fa-navicon fa-plus">'], [sheet, own]) == {
+        0xF0C9,
+        0x2B,
+        0xF107,
+        0xF0F3,
+    }
+
+
 def test_every_patch_is_one_of_these():
     """A patch without a test above would outlive its reason."""
     book = load("attncourse_book")
