@@ -211,6 +211,23 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise ValueError(f"devices differ: query {query.device}, key {key.device}, value {value.device}")
 
 
+def check_shared_heads(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """How many query heads share each key head, H/G, for query (B, H, T, D), key (B, G, S, D) and value (B, G, S, Dv).
+
+    Raises ValueError where the shapes or the heads do not fit, or where there are more queries than keys: they are the
+    last of them; TypeError for dtypes.
+    """
+    if query.dim() != 4 or key.dim() != 4:
+        raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} need four axes, (B, H, T, D)")
+    H, G = query.shape[1], key.shape[1]
+    if G < 1 or H < 1 or H % G:
+        raise ValueError(f"query has {H} heads, which do not share {G} key heads evenly")
+    check_tensors(query[:, :: H // G], key, value)
+    if query.shape[2] > key.shape[2]:
+        raise ValueError(f"there are {query.shape[2]} queries but {key.shape[2]} keys: they are the last of them")
+    return H // G
+
+
 def _check_bias(bias: Tensor, query: Tensor, key: Tensor) -> None:
     shape = (*query.shape[:-1], key.shape[-2])
     if not broadcasts(bias.shape, shape):

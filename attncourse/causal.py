@@ -25,6 +25,7 @@ def causal_attention(
     value: Tensor,
     mask: Tensor | None = None,
     *,
+    scale: float | None = None,
     bias: Tensor | None = None,
     return_weights: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -35,12 +36,12 @@ def causal_attention(
     check_tensors(query, key, value)
     T, S = query.shape[-2], key.shape[-2]
     if T == S and mask is None and bias is None and not return_weights:
-        return fused_attention(query, key, value, causal=True)  # never makes the T×T mask
+        return fused_attention(query, key, value, scale=scale, causal=True)  # never makes the T×T mask
     if T > 1:  # a single query is the last position, and sees every key
         check_mask(mask, (*query.shape[:-1], S), query.device)
         pattern = causal_mask(T, S, device=query.device)  # (T, S)
         mask = pattern if mask is None else pattern & mask
-    return scaled_dot_product_attention(query, key, value, mask, bias=bias, return_weights=return_weights)
+    return scaled_dot_product_attention(query, key, value, mask, scale=scale, bias=bias, return_weights=return_weights)
 
 
 class CausalSelfAttention(nn.Module):

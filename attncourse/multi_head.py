@@ -29,11 +29,13 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, T, H·D)
 
 
-def check_heads(d_model: int, n_heads: int) -> None:
-    """Raise ValueError unless n_heads heads share d_model numbers evenly."""
-    check_at_least_one(d_model=d_model, n_heads=n_heads)
+def check_heads(d_model: int, n_heads: int, n_kv_heads: int = 1) -> None:
+    """Raise ValueError unless n_heads heads share d_model numbers evenly, and n_kv_heads key-value heads evenly."""
+    check_at_least_one(d_model=d_model, n_heads=n_heads, n_kv_heads=n_kv_heads)
     if d_model % n_heads:
         raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
+    if n_heads % n_kv_heads:
+        raise ValueError(f"n_heads={n_heads} is not divisible by n_kv_heads={n_kv_heads}")
 
 
 class MultiHeadAttention(nn.Module):

@@ -13,7 +13,7 @@ from attncourse.attention import (
     check_at_least_one,
     check_padding,
     check_sequence,
-    check_tensors,
+    check_shared_heads,
     fused_attention,
     scaled_dot_product_attention,
 )
@@ -93,14 +93,7 @@ def near_blocks(
 
 def check_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor | None:
     """What heads (B, H, T, D), (B, G, S, D), (B, G, S, Dv) must fit in, and the padding as (B or 1, S) or None."""
-    if query.dim() != 4 or key.dim() != 4:
-        raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} need four axes, (B, H, T, D)")
-    H, G = query.shape[1], key.shape[1]
-    if G < 1 or H % G:
-        raise ValueError(f"query has {H} heads, which do not share {G} key heads evenly")
-    check_tensors(query[:, :: H // G] if H else query, key, value)
-    if query.shape[2] > key.shape[2]:
-        raise ValueError(f"there are {query.shape[2]} queries but {key.shape[2]} keys: they are the last of them")
+    check_shared_heads(query, key, value)
     return check_padding(mask, query.shape[0], key.shape[2], query.device)
 
 
@@ -126,10 +119,8 @@ class SlidingWindowAttention(nn.Module):
     ):
         super().__init__()
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
-        check_heads(d_model, n_heads)
-        check_at_least_one(n_kv_heads=n_kv_heads, window=window)
-        if n_heads % n_kv_heads:
-            raise ValueError(f"n_heads={n_heads} is not divisible by n_kv_heads={n_kv_heads}")
+        check_heads(d_model, n_heads, n_kv_heads)
+        check_at_least_one(window=window)
         head_dim = d_model // n_heads
         check_rotary(rotary, head_dim)
         self.n_heads, self.n_kv_heads, self.window, self.causal = n_heads, n_kv_heads, window, causal

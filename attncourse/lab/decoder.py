@@ -22,7 +22,8 @@ class Decoder(nn.Module):
     """A language model: tokens (B, T) to logits (B, T, V).
 
     positions: "rotary" and "alibi" act inside every attention, "sinusoidal" and "learned" are added to the tokens,
-    "none" adds nothing. max_length bounds "learned", which has a vector for each position; the others go on.
+    "none" adds nothing; mla turns a part of its keys with any of them. max_length bounds "learned", which has a vector
+    for each position; the others go on.
     mechanism and options go to `attncourse.build`. `config` makes the same model again; it can be saved where the
     options are numbers and names.
     """
@@ -47,7 +48,7 @@ class Decoder(nn.Module):
         self.config = {"n_tokens": n_tokens, "d_model": d_model, "n_heads": n_heads, "n_layers": n_layers}
         self.config |= {"max_length": max_length, "positions": positions, "mechanism": mechanism, **options}
         check_heads(d_model, n_heads)
-        if positions == "rotary":
+        if positions == "rotary" and mechanism != "mla":  # which has its own
             options = {"rotary": RotaryEmbedding(d_model // n_heads), **options}
         elif positions == "alibi":
             options = {"alibi": True, **options}
