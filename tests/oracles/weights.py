@@ -39,6 +39,19 @@ def from_mpt(module: nn.Module) -> dict[str, Tensor]:
     return state | {"o_proj.weight": module.out_proj.weight}
 
 
+def from_falcon(module: nn.Module) -> dict[str, Tensor]:
+    """Falcon with multi-query attention: one matrix, all query heads, then the key, then the value."""
+    D = module.head_dim
+    sizes = [module.num_heads * D, D, D]
+    fused = module.query_key_value
+    state = {f"{x}_proj.weight": w for x, w in zip("qkv", fused.weight.split(sizes), strict=True)}
+    state["o_proj.weight"] = module.dense.weight
+    if fused.bias is not None:
+        state |= {f"{x}_proj.bias": b for x, b in zip("qkv", fused.bias.split(sizes), strict=True)}
+        state["o_proj.bias"] = module.dense.bias
+    return state
+
+
 def from_longformer(module: nn.Module) -> dict[str, Tensor]:
     """Longformer's self-attention and the dense layer after it: other names. The LayerNorm after that is not ours."""
     state = {}
