@@ -1,5 +1,5 @@
 # make book and make test do everything on a fresh machine. TORCH='…' passes pip arguments for torch.
-.PHONY: help setup book serve check lint unit notebooks-run pages test test-all colab exercises matrix bench lab clean
+.PHONY: help setup book serve check lint unit notebooks-run pages test test-all colab exercises matrix claims bench lab clean
 .DEFAULT_GOAL := help
 export TORCH PYTHON
 # The work is many small tensors, and it is spread over processes: more threads would only wait for each other.
@@ -66,6 +66,9 @@ exercises: .venv/test.stamp  ## put the set-up cell in, format, and make exercis
 
 matrix: .venv/test.stamp  ## recompute which mistakes the checks catch and name
 	@$(BIN)/python -m tests.checks.matrix
+
+claims: .venv/test.stamp  ## recompute the claims after a change of data/claims.yml or of a result
+	@$(BIN)/python -m scripts.claims
 
 bench: .venv/test.stamp  ## measure: ratios within one process
 	@for script in benchmarks/*.py; do $(BIN)/python $$script; done

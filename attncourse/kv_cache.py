@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attncourse.attention import check_at_least_one
+from attncourse.models import kv_cache_bytes as kv_cache_bytes  # what published models keep, by this module's name
 
 
 def check_cache(cache: object | None, kind: type, causal: bool) -> None:
@@ -16,7 +17,8 @@ def check_cache(cache: object | None, kind: type, causal: bool) -> None:
         return
     if not causal:
         raise ValueError("a cache needs causal=True: else an earlier token's output depends on later ones")
-    if type(cache) is not kind:  # a rolling cache is a KVCache, and gives back other things
+    # a rolling cache is a KVCache, and gives back other things; a quantized one gives back the same
+    if getattr(cache, "used_as", type(cache)) is not kind:
         raise TypeError(f"cache is a {type(cache).__name__}, but this layer keeps a {kind.__name__}: use new_cache")
 
 
@@ -77,13 +79,18 @@ class KVCache:
         self.length = end
         return self.key[:, :, :end].to(key.dtype), self.value[:, :, :end].to(value.dtype)
 
+    def _rooms(self) -> tuple[Tensor, Tensor]:
+        """Tensors with the sizes, dtype and device of the keys and values that the cache takes."""
+        return self.key, self.value
+
     def _check_batch(self, batch_size: int) -> None:
-        if batch_size != self.key.shape[0]:
-            raise ValueError(f"the cache was made for batch_size={self.key.shape[0]}, but x has {batch_size}")
+        made_for = self._rooms()[0].shape[0]
+        if batch_size != made_for:
+            raise ValueError(f"the cache was made for batch_size={made_for}, but x has {batch_size}")
 
     def _check_new(self, key: Tensor, value: Tensor) -> None:
         self.check_room(key.shape[0], key.shape[2])
-        for name, new, room in (("key", key, self.key), ("value", value, self.value)):
+        for name, new, room in zip(("key", "value"), (key, value), self._rooms(), strict=True):
             wanted = (*room.shape[:2], key.shape[2], room.shape[3])
             if new.shape != wanted:
                 raise ValueError(f"{name} has shape {tuple(new.shape)}, but the cache takes {wanted}")

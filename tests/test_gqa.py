@@ -1,4 +1,4 @@
-"""What grouped-query attention promises: its ends are multi-head and multi-query, nothing is repeated, heads convert."""
+"""What grouped-query attention promises: two special cases, nothing repeated, and heads that convert."""
 
 import pytest
 import torch
