@@ -1,4 +1,4 @@
-"""The command line: `attncourse grade NOTEBOOK…`."""
+"""The command line: `attncourse grade NOTEBOOK…`, `attncourse kv MODEL…`."""
 
 import argparse
 import json
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from attncourse import __version__
+
+BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4}  # of a cached number, scales left out
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,12 +28,82 @@ def main(argv: list[str] | None = None) -> int:
     )
     grade.add_argument("--seed", type=int, default=0, help="of the inputs; 0, the default, gives those of `check`")
     grade.epilog = "Exit status: 0 all graded, 1 a file could not be graded, 2 wrong usage."
+    kv = commands.add_parser(
+        "kv",
+        help="how much memory a model's cache takes",
+        description="Bytes of the cache of keys and values of published models, from their configurations.",
+    )
+    kv.add_argument("models", nargs="*", metavar="MODEL", help="a name, in upper or lower case; none lists them all")
+    kv.add_argument(
+        "--tokens", type=_count, default=131072, metavar="N", help="tokens a sequence (default: %(default)s)"
+    )
+    kv.add_argument("--dtype", choices=BITS, default="bf16", help="of a number, without scales (default: %(default)s)")
+    kv.add_argument("--batch", type=_count, default=1, metavar="N", help="sequences at once (default: %(default)s)")
+    kv.epilog = (
+        "Example: attncourse kv DeepSeek-V3 Gemma-3-27b-it --tokens 32768 --dtype fp8. "
+        "Exit status: 0 done, 2 wrong usage or an unknown model."
+    )
     options = parser.parse_args(argv)
+    if options.command == "kv":
+        return _kv(options.models, options.tokens, options.dtype, options.batch)
     try:
         return _grade(options.notebooks, options.out or Path("grades.json"), options.isolation, options.seed)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _count(text: str) -> int:
+    """A whole number, 1 or more, as argparse wants it read."""
+    if not text.replace("_", "").replace(",", "").isdecimal() or not int(text.replace(",", "")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
+    return int(text.replace(",", ""))
+
+
+def _kv(names: list[str], tokens: int, dtype: str, batch: int) -> int:
+    from attncourse import models
+
+    try:
+        records = [models.find_model(name) for name in names or models.load_models()]
+    except ValueError as error:
+        print(f"attncourse kv: {error}. `attncourse kv` lists them all.", file=sys.stderr)
+        return 2
+    if not names:
+        header = ["model", "made by", "layers", "bytes a token", "evidence", "attention"]
+        rows = [
+            [r["name"], r["maker"], str(r["n_layers"]), f"{models.bytes_per_token(r):,}", r["evidence"], models.kind(r)]
+            for r in records
+        ]
+        print(f"{_aligned([header, *rows], right=(2, 3))}\n\nBytes a token in bf16, as long as every window has room.")
+        return 0
+    bits, rows = BITS[dtype], []
+    for record in records:
+        counts = (models.kv_cache_bytes, models.all_global_bytes, models.multi_head_bytes)
+        sizes = (f"{batch * count(record, tokens, bits) / 2**30:,.2f}" for count in counts)
+        token = f"{models.bytes_per_token(record, bits):,}"
+        rows.append([record["name"], str(record["n_layers"]), token, *sizes, models.kind(record)])
+    header = ["model", "layers", "bytes a token", "cache", "all global", "full MHA", "attention"]
+    sequences = "a sequence" if batch == 1 else f"each of {batch:,} sequences"
+    print(f"{tokens:,} tokens in {sequences}, {dtype}; caches in GiB\n")
+    print(_aligned([header, *rows], right=(1, 2, 3, 4, 5)))
+    print("\nAll global: if every layer kept every token. Full MHA: and each head had its own key and value.\n")
+    for record in records:
+        print(f"{record['name']}: {record['source']} ({record['source_date']}, evidence: {record['evidence']})")
+        if tokens > record.get("max_context", tokens):
+            print(f"  made for at most {record['max_context']:,} tokens")
+        if "note" in record:
+            print(f"  {record['note']}")
+    return 0
+
+
+def _aligned(rows: list[list[str]], right: tuple[int, ...]) -> str:
+    """Rows of cells in columns, those of `right` to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row))
+        for row in rows
+    )
+    return "\n".join(map(str.rstrip, lines))
 
 
 def _grade(paths: list[Path], out: Path, level: str, seed: int) -> int:

@@ -1,4 +1,4 @@
-"""`attncourse grade`: the table, the file, the exit codes, and what is said of files that cannot be graded."""
+"""`attncourse grade`: the table, the file, the exit codes, what is said of bad files. `attncourse kv`: its tables."""
 
 import json
 import subprocess
@@ -11,6 +11,7 @@ import pytest
 from attncourse import __version__, cli
 from attncourse.checks import exercises
 from attncourse.grading import examiner, isolation
+from attncourse.models import kv_cache_bytes, load_models
 
 ROOT = Path(__file__).parents[1]
 SOLVED, FRESH = (ROOT / folder / "02_luong.ipynb" for folder in ("solutions", "exercises"))
@@ -217,3 +218,81 @@ def test_version_and_help(capsys):
             cli.main(arguments)
         assert left.value.code == 0
         assert words in capsys.readouterr().out
+
+
+def kv(capsys, *arguments):
+    """Exit code, the output's lines, and what was said as an error."""
+    code = cli.main(["kv", *map(str, arguments)])
+    said = capsys.readouterr()
+    return code, said.out.splitlines(), said.err
+
+
+def test_kv_as_a_command():
+    command = [sys.executable, "-m", "attncourse.cli", "kv", "deepseek-v3", "Gemma-3-27b-it", "--tokens", "131072"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "131,072 tokens in a sequence, bf16; caches in GiB"
+    assert [" ".join(line.split()) for line in lines[2:5]] == [
+        "model layers bytes a token cache all global full MHA attention",
+        "DeepSeek-V3 61 70,272 8.58 8.58 488.00 MLA",
+        "Gemma-3-27b-it 62 507,904 10.41 62.00 124.00 GQA, 52 of 62 local (1,024)",
+    ]
+    assert len({line.index(word) for line, word in zip(lines[2:5], ("attention", "MLA", "GQA"), strict=True)}) == 1
+    assert lines[8].startswith("DeepSeek-V3: deepseek-ai/DeepSeek-V3, inference/configs/config_671B.json")
+    assert lines[8].endswith("(2025-08-28, evidence: maker)")
+
+
+@pytest.mark.parametrize("dtype, bits", [("fp32", 32), ("bf16", 16), ("fp8", 8), ("int4", 4)])
+def test_kv_counts_sequences_and_bits(capsys, dtype, bits):
+    code, lines, _ = kv(capsys, "Llama-3.1-8B", "--tokens", "8,192", "--dtype", dtype, "--batch", 3)
+    assert code == 0 and lines[0] == f"8,192 tokens in each of 3 sequences, {dtype}; caches in GiB"
+    gib = 3 * kv_cache_bytes("Llama-3.1-8B", 8192, bits) / 2**30
+    assert lines[3].split()[1:4] == ["32", f"{8192 * bits:,}", f"{gib:.2f}"]
+
+
+def test_kv_says_what_limits_a_model(capsys):
+    _, lines, _ = kv(capsys, "Llama-2-7b-hf", "PaLM 540B")
+    assert "  made for at most 4,096 tokens" in lines and any("evidence: unsourced" in line for line in lines)
+    _, lines, _ = kv(capsys, "Llama-2-7b-hf", "--tokens", 4096)
+    assert not any("at most" in line for line in lines)
+
+
+def test_kv_without_a_model_lists_them(capsys):
+    code, lines, _ = kv(capsys)
+    assert code == 0 and lines[0].startswith("model ")
+    names = list(load_models())
+    assert [line[: len(name)] for line, name in zip(lines[1:], names, strict=False)] == names
+    assert max(map(len, lines)) <= 120
+
+
+def test_kv_of_an_unknown_model_names_the_nearest(capsys):
+    code, lines, error = kv(capsys, "DeepSeek-V3", "gemma 3 27b")
+    assert (code, lines) == (2, [])
+    assert error.startswith("attncourse kv: no model is named 'gemma 3 27b'; the nearest names: ")
+    assert "Gemma-3-27b-it" in error and "Traceback" not in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["x", "--tokens", "0"], "'0' is not a whole number, 1 or more"),
+        (["x", "--tokens", "1.5"], "'1.5' is not a whole number"),
+        (["x", "--batch", "-1"], "--batch"),
+        (["x", "--dtype", "int3"], "invalid choice: 'int3'"),
+    ],
+)
+def test_kv_wrong_usage(arguments, words, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["kv", *arguments])
+    assert left.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_kv_help(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["kv", "--help"])
+    said = capsys.readouterr().out
+    assert left.value.code == 0
+    for words in ("none lists them all", "(default: 131072)", "Example: attncourse kv DeepSeek-V3", "Exit status: 0"):
+        assert words in " ".join(said.split()), words

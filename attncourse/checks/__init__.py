@@ -41,6 +41,10 @@ CHAPTERS = (
     "sliding_window",
     "sparse",
     "linear",
+    "kv_cache",
+    "mqa",
+    "gqa",
+    "mla",
 )
 
 

@@ -16,6 +16,8 @@ EXPERIMENTS = (
     "sliding_window",
     "sparse",
     "linear",
+    "kv_cache",
+    "gqa",
 )
 
 

@@ -4,15 +4,20 @@ Every function returns an `Output` with a text form and an HTML form that asks n
 scripts a static figure or a disclosed answer stands in its place.
 """
 
+from attncourse.show.claims import claim_steps, claims
 from attncourse.show.code import source
+from attncourse.show.decoding import decoding
 from attncourse.show.figures import MARKS, PALETTE, figure, style
 from attncourse.show.heads import heads
 from attncourse.show.html import Output
+from attncourse.show.latent import latent
 from attncourse.show.masks import masks
 from attncourse.show.memory import memory
+from attncourse.show.models import models
 from attncourse.show.pieces import alignment
 from attncourse.show.recall import predict, questions
 from attncourse.show.rotation import rotation
+from attncourse.show.sharing import sharing
 from attncourse.show.steps import steps
 from attncourse.show.tables import comparison, table
 from attncourse.show.vectors import scores
@@ -25,18 +30,24 @@ __all__ = [
     "Output",
     "Slider",
     "alignment",
+    "claim_steps",
+    "claims",
     "comparison",
+    "decoding",
     "figure",
     "heads",
+    "latent",
     "live",
     "live_score",
     "live_temperature",
     "masks",
     "memory",
+    "models",
     "predict",
     "questions",
     "rotation",
     "scores",
+    "sharing",
     "source",
     "steps",
     "style",

@@ -19,8 +19,12 @@ from attncourse.checks import bahdanau as exercises
 from attncourse.checks import (
     causal,
     cross_attention,
+    gqa,
+    kv_cache,
     linear,
     luong,
+    mla,
+    mqa,
     multi_head,
     positions,
     self_attention,
@@ -85,6 +89,24 @@ PARTS: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
     "linear/chunk_attention": ((linear.chunk_attention, ()),),
     "linear/random_features": ((linear.random_features, ()),),
     "linear/orthogonal_rows": ((linear.orthogonal_rows, ()),),
+    "kv_cache/append_tokens": ((kv_cache.append_tokens, ()),),
+    "kv_cache/decode_chunk": ((kv_cache.decode_chunk, ()),),
+    "kv_cache/cache_bytes": ((kv_cache.cache_bytes, ()),),
+    "kv_cache/quantize_cache": ((kv_cache.quantize_cache, ()),),
+    "mqa/split_one_key": ((mqa.split_one_key, ()),),
+    "mqa/rows_of_heads": ((mqa.rows_of_heads, ()),),
+    "mqa/multi_query": ((mqa.multi_query, ()),),
+    "mqa/step_intensity": ((mqa.step_intensity, ()),),
+    "gqa/repeat_kv": ((gqa.repeat_kv, ()),),
+    "gqa/group_queries": ((gqa.group_queries, ()),),
+    "gqa/grouped_attention": ((gqa.grouped_attention, ()),),
+    "gqa/pool_heads": ((gqa.pool_heads, ()),),
+    "gqa/heads_in_budget": ((gqa.heads_in_budget, ()),),
+    "mla/cached_numbers": ((mla.cached_numbers, ()),),
+    "mla/split_up_projection": ((mla.split_up_projection, ()),),
+    "mla/absorb_query": ((mla.absorb_query, ()),),
+    "mla/absorbed_scores": ((mla.absorbed_scores, ()),),
+    "mla/absorbed_values": ((mla.absorbed_values, ()),),
 }
 
 EQUIVALENT: dict[tuple[str, str], str] = {
@@ -714,6 +736,263 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "linear/orthogonal_rows",
         "orthogonal_rows: return norms[:, None] * directions -> return directions * norms[:, None]",
     ): "a product does not depend on the order of its factors",
+    (
+        "mla/cached_numbers",
+        "cached_numbers: in_a_layer = kv_lora_rank + qk_rope_head_dim -> in_a_layer = qk_rope_head_dim + kv_lora_rank",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "mla/cached_numbers",
+        "cached_numbers: return (n_layers * in_a_layer, in_a_layer / (2 * v_head_dim)) -> "
+        "return (in_a_layer * n_layers, in_a_layer / (2 * v_head_dim))",
+    ): "a product does not depend on the order of its factors",
+    (
+        "mla/cached_numbers",
+        "cached_numbers: return (n_layers * in_a_layer, in_a_layer / (2 * v_head_dim)) -> "
+        "return (n_layers * in_a_layer, in_a_layer / (v_head_dim * 2))",
+    ): "a product does not depend on the order of its factors",
+    (
+        "mla/absorbed_scores",
+        "absorbed_scores: (T, R), S = (query_rope.shape[2:], latent.shape[1]) -> "
+        "(T, R), S = (query_rope.shape[2:], key_rope.shape[1])",
+    ): "there are as many rotary keys as latents",
+    (
+        "mla/absorbed_scores",
+        "absorbed_scores: return (by_content + by_position) / (query_nope.shape[-1] + R) ** 0.5 -> "
+        "return (by_position + by_content) / (query_nope.shape[-1] + R) ** 0.5",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "mla/absorbed_scores",
+        "absorbed_scores: return (by_content + by_position) / (query_nope.shape[-1] + R) ** 0.5 -> "
+        "return (by_content + by_position) / (R + query_nope.shape[-1]) ** 0.5",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "kv_cache/append_tokens",
+        "append_tokens: end = length + key.shape[2] -> end = key.shape[2] + length",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "kv_cache/append_tokens",
+        "append_tokens: end = length + key.shape[2] -> end = length + value.shape[2]",
+    ): "there are as many new values as new keys",
+    (
+        "kv_cache/append_tokens",
+        "append_tokens: room_key, room_value = (room_key.clone(), room_value.clone()) -> (deleted)",
+    ): "only advice: the same is returned, but the caller's rooms are written into",
+    (
+        "kv_cache/append_tokens",
+        "append_tokens: room_key, room_value = (room_key.clone(), room_value.clone()) -> "
+        "room_key, room_value = (room_key, room_value.clone())",
+    ): "only advice: the same is returned, but the caller's room of keys is written into",
+    (
+        "kv_cache/append_tokens",
+        "append_tokens: room_key, room_value = (room_key.clone(), room_value.clone()) -> "
+        "room_key, room_value = (room_key.clone(), room_value)",
+    ): "only advice: the same is returned, but the caller's room of values is written into",
+    (
+        "kv_cache/decode_chunk",
+        "decode_chunk: T, S, D = (query.shape[2], key.shape[2], query.shape[3]) -> "
+        "T, S, D = (query.shape[2], value.shape[2], query.shape[3])",
+    ): "there are as many values as keys",
+    (
+        "kv_cache/decode_chunk",
+        "decode_chunk: T, S, D = (query.shape[2], key.shape[2], query.shape[3]) -> "
+        "T, S, D = (query.shape[2], key.shape[2], key.shape[3])",
+    ): "a query and a key have one size",
+    (
+        "kv_cache/decode_chunk",
+        "decode_chunk: allowed = (torch.arange(S) <= positions[:, None]) & padding -> "
+        "allowed = (torch.arange(S) <= positions[:, None]) * padding",
+    ): "the product of two booleans is True where both are",
+    (
+        "kv_cache/decode_chunk",
+        "decode_chunk: allowed = (torch.arange(S) <= positions[:, None]) & padding -> "
+        "allowed = padding & (torch.arange(S) <= positions[:, None])",
+    ): "both conditions hold, in whichever order they are asked",
+    (
+        "kv_cache/decode_chunk",
+        "decode_chunk: scores = turned @ key.transpose(2, 3) / D ** 0.5 -> "
+        "scores = turned @ key.transpose(3, 2) / D ** 0.5",
+    ): "exchanging axes 2 and 3 is exchanging axes 3 and 2",
+    (
+        "kv_cache/decode_chunk",
+        "decode_chunk: weights = scores.masked_fill(~allowed, float('-inf')).softmax(-1) -> "
+        "weights = scores.masked_fill(~allowed, float('-1e9')).softmax(-1)",
+    ): "the last fill makes forbidden weights, and so empty rows, exactly 0; beside scores of a few hundred "
+    "exp(-1e9) takes no share",
+    (
+        "kv_cache/cache_bytes",
+        "cache_bytes: n_keys = n_layers * n_kv_heads * n_tokens -> n_keys = n_tokens * (n_layers * n_kv_heads)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "kv_cache/cache_bytes",
+        "cache_bytes: n_keys = n_layers * n_kv_heads * n_tokens -> n_keys = n_kv_heads * n_layers * n_tokens",
+    ): "a product does not depend on the order of its factors",
+    (
+        "kv_cache/cache_bytes",
+        "cache_bytes: numbers = 2 * n_keys * head_dim -> numbers = head_dim * (2 * n_keys)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "kv_cache/cache_bytes",
+        "cache_bytes: numbers = 2 * n_keys * head_dim -> numbers = n_keys * 2 * head_dim",
+    ): "a product does not depend on the order of its factors",
+    (
+        "kv_cache/cache_bytes",
+        "cache_bytes: return numbers * bytes_per_number -> return bytes_per_number * numbers",
+    ): "a product does not depend on the order of its factors",
+    (
+        "kv_cache/quantize_cache",
+        "quantize_cache: return tuple(results) -> return results",
+    ): "a list of tensors is taken as a tuple of them",
+    (
+        "gqa/repeat_kv",
+        "repeat_kv: return copies.reshape(B, G * n_repeats, S, D) -> return copies.reshape(B, n_repeats * G, S, D)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "gqa/grouped_attention",
+        "grouped_attention: G, S = key.shape[1:3] -> G, S = value.shape[1:3]",
+    ): "there are as many values as keys, in as many heads",
+    (
+        "gqa/grouped_attention",
+        "grouped_attention: rows = query.reshape(B, G, H // G * T, D) -> rows = query.reshape(B, G, T * (H // G), D)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "gqa/grouped_attention",
+        "grouped_attention: allowed = allowed & mask -> allowed = allowed * mask",
+    ): "a product of booleans is their “and”",
+    (
+        "gqa/grouped_attention",
+        "grouped_attention: allowed = allowed & mask -> allowed = mask & allowed",
+    ): "“and” does not depend on the order of what it joins",
+    (
+        "gqa/grouped_attention",
+        "grouped_attention: weights = scores.masked_fill(~allowed, "
+        "float('-inf')).softmax(-1).masked_fill(~allowed, 0.0) -> weights = scores.masked_fill(~allowed, "
+        "float('-1e9')).softmax(-1).masked_fill(~allowed, 0.0)",
+    ): "beside a key that is allowed exp(-1e9) is exactly 0, and the last fill makes rows without one 0",
+    (
+        "gqa/grouped_attention",
+        "grouped_attention: output = weights.reshape(B, G, H // G * T, S) @ value -> output = "
+        "weights.reshape(B, G, T * (H // G), S) @ value",
+    ): "a product does not depend on the order of its factors",
+    (
+        "gqa/heads_in_budget",
+        "heads_in_budget: choices = torch.tensor([g for g in range(1, n_heads + 1) if n_heads % g == 0]) -> "
+        "choices = torch.tensor([g for g in range(1, 1 + n_heads) if n_heads % g == 0])",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "gqa/heads_in_budget",
+        "heads_in_budget: choices = torch.tensor([g for g in range(1, n_heads + 1) if n_heads % g == 0]) -> "
+        "choices = torch.tensor([g for g in range(1, budget + 1) if n_heads % g == 0])",
+    ): "no number above H divides H, and none above the budget fits into it",
+    (
+        "gqa/heads_in_budget",
+        "heads_in_budget: choices = torch.tensor([g for g in range(1, n_heads + 1) if n_heads % g == 0]) -> "
+        "choices = torch.tensor([g for g in range(1, n_heads + 2) if n_heads % g == 0])",
+    ): "H + 1 does not divide H, which is more than 1",
+    (
+        "gqa/heads_in_budget",
+        "heads_in_budget: one_head = 2 * n_layers * head_dim * bytes_per_number * n_tokens -> one_head = "
+        "n_tokens * (2 * n_layers * head_dim * bytes_per_number)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "gqa/heads_in_budget",
+        "heads_in_budget: one_head = 2 * n_layers * head_dim * bytes_per_number * n_tokens -> one_head = "
+        "bytes_per_number * (2 * n_layers * head_dim) * n_tokens",
+    ): "a product does not depend on the order of its factors",
+    (
+        "gqa/heads_in_budget",
+        "heads_in_budget: one_head = 2 * n_layers * head_dim * bytes_per_number * n_tokens -> one_head = "
+        "head_dim * (2 * n_layers) * bytes_per_number * n_tokens",
+    ): "a product does not depend on the order of its factors",
+    (
+        "gqa/heads_in_budget",
+        "heads_in_budget: one_head = 2 * n_layers * head_dim * bytes_per_number * n_tokens -> one_head = "
+        "n_layers * 2 * head_dim * bytes_per_number * n_tokens",
+    ): "a product does not depend on the order of its factors",
+    (
+        "gqa/heads_in_budget",
+        "heads_in_budget: fits = one_head[:, None] * choices <= budget -> fits = choices * one_head[:, None] <= budget",
+    ): "a product does not depend on the order of its factors",
+    (
+        "mqa/split_one_key",
+        "split_one_key: heads = fused.unflatten(2, (n_heads + 2, -1)).transpose(1, 2) -> heads = "
+        "fused.unflatten(2, (n_heads + 2, -1)).transpose(2, 1)",
+    ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
+    (
+        "mqa/split_one_key",
+        "split_one_key: heads = fused.unflatten(2, (n_heads + 2, -1)).transpose(1, 2) -> heads = "
+        "fused.unflatten(2, (2 + n_heads, -1)).transpose(1, 2)",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "mqa/split_one_key",
+        "split_one_key: return (heads[:, :n_heads], heads[:, n_heads:n_heads + 1], heads[:, n_heads + 1:]) ->"
+        " return (heads[:, :n_heads], heads[:, n_heads:1 + n_heads], heads[:, n_heads + 1:])",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "mqa/split_one_key",
+        "split_one_key: return (heads[:, :n_heads], heads[:, n_heads:n_heads + 1], heads[:, n_heads + 1:]) ->"
+        " return (heads[:, :n_heads], heads[:, n_heads:n_heads + 1], heads[:, 1 + n_heads:])",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "mqa/multi_query",
+        "multi_query: S = key.shape[2] -> S = value.shape[2]",
+    ): "there are as many values as keys",
+    (
+        "mqa/multi_query",
+        "multi_query: scores = query.flatten(1, 2) @ key[:, 0].mT / D ** 0.5 -> scores = query.flatten(1, 2) "
+        "@ key[:, -1].mT / D ** 0.5",
+    ): "there is one key head, so the first is the last",
+    (
+        "mqa/multi_query",
+        "multi_query: scores = scores.unflatten(1, (H, T)).masked_fill(later, float('-inf')) -> scores = "
+        "scores.unflatten(1, (H, T)).masked_fill(later, float('-1e9'))",
+    ): "every query sees itself, and beside its score exp(-1e9) is exactly 0",
+    (
+        "mqa/multi_query",
+        "multi_query: output = scores.softmax(3).flatten(1, 2) @ value[:, 0] -> output = "
+        "scores.softmax(3).flatten(1, 2) @ value[:, -1]",
+    ): "there is one value head, so the first is the last",
+    (
+        "mqa/step_intensity",
+        "step_intensity: flop = 4 * n_heads * lengths * head_dim -> flop = head_dim * (4 * n_heads * lengths)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "mqa/step_intensity",
+        "step_intensity: flop = 4 * n_heads * lengths * head_dim -> flop = lengths * (4 * n_heads) * head_dim",
+    ): "a product does not depend on the order of its factors",
+    (
+        "mqa/step_intensity",
+        "step_intensity: flop = 4 * n_heads * lengths * head_dim -> flop = n_heads * 4 * lengths * head_dim",
+    ): "a product does not depend on the order of its factors",
+    (
+        "mqa/step_intensity",
+        "step_intensity: cache = 2 * n_kv_heads * lengths * head_dim -> cache = head_dim * (2 * n_kv_heads * lengths)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "mqa/step_intensity",
+        "step_intensity: cache = 2 * n_kv_heads * lengths * head_dim -> cache = lengths * (2 * n_kv_heads) * head_dim",
+    ): "a product does not depend on the order of its factors",
+    (
+        "mqa/step_intensity",
+        "step_intensity: cache = 2 * n_kv_heads * lengths * head_dim -> cache = n_kv_heads * 2 * lengths * head_dim",
+    ): "a product does not depend on the order of its factors",
+    (
+        "mqa/step_intensity",
+        "step_intensity: ends = 2 * n_heads * head_dim -> ends = head_dim * (2 * n_heads)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "mqa/step_intensity",
+        "step_intensity: ends = 2 * n_heads * head_dim -> ends = n_heads * 2 * head_dim",
+    ): "a product does not depend on the order of its factors",
+    (
+        "mqa/step_intensity",
+        "step_intensity: return flop / (bytes_per_number * (cache + ends)) -> return flop / ((cache + ends) *"
+        " bytes_per_number)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "mqa/step_intensity",
+        "step_intensity: return flop / (bytes_per_number * (cache + ends)) -> return flop / (bytes_per_number"
+        " * (ends + cache))",
+    ): "a sum does not depend on the order of its terms",
 }
 
 

@@ -48,6 +48,12 @@ def test_styles_and_scripts_are_small():
     assert size("masks.css", "masks.js") <= 8_000
     pieces += ["memory.css", "memory.js"]
     assert size("memory.css", "memory.js") <= 3_500
+    pieces += ["models.css", "models.js"]
+    assert size("models.css", "models.js") <= 5_000
+    pieces += ["latent.css", "latent.js"]
+    assert size("latent.css", "latent.js") <= 3_000
+    pieces += ["sharing.css", "sharing.js"]
+    assert size("sharing.css", "sharing.js") <= 4_500
     assert shared + size(*pieces) == size(*STATIC)
 
 
