@@ -17,7 +17,9 @@ EXPERIMENTS = (
     "sparse",
     "linear",
     "kv_cache",
+    "mqa",
     "gqa",
+    "mla",
 )
 
 

@@ -63,10 +63,17 @@ LAYERS = {  # of d_model 64 and 8 heads; the number is what they cache of a toke
     "MLA, 16": ("mla", latent(12, 4)),
     "MLA, 16, parameters of MQA": ("mla", latent(12, 4, 4, 6)),
 }
+RECALL = {"steps": 400, "length": 64, "lr": 1e-2}
 RUNS = {
     **{f"bytes, {name}": Settings("bytes", *layer) for name, layer in LAYERS.items()},
+    "bytes, MLA, 16, C = R = 8": Settings("bytes", "mla", latent(8, 8)),
     "bytes, MLA, 16, not turned": Settings("bytes", *LAYERS["MLA, 16"], turned=False),
-    **{f"recall, {name}": Settings("recall", *layer, steps=400, length=64, lr=1e-2) for name, layer in LAYERS.items()},
+    **{f"recall, {name}": Settings("recall", *layer, **RECALL) for name, layer in LAYERS.items()},
+    "recall, MLA, 16, not turned": Settings("recall", *LAYERS["MLA, 16"], turned=False, **RECALL),
+    **{
+        f"recall, {name}, longer": Settings("recall", *LAYERS[name], **(RECALL | {"steps": 1200}))
+        for name in ("MLA, 16", "MLA, 16, parameters of MQA")
+    },
 }
 
 
@@ -82,12 +89,13 @@ def make_model(settings: Settings, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     if settings.task == "recall":
         layer = build(settings.mechanism, settings.d_model, settings.n_heads, **settings.options)
-        return Recaller(2 * settings.n_keys, settings.d_model, layer)
-    sizes = {"d_model": settings.d_model, "n_heads": settings.n_heads, "n_layers": 2, "max_length": settings.length}
-    model = Decoder(N_BYTES, mechanism=settings.mechanism, **sizes, **settings.options)
+        model = Recaller(2 * settings.n_keys, settings.d_model, layer)
+    else:
+        sizes = {"d_model": settings.d_model, "n_heads": settings.n_heads, "n_layers": 2, "max_length": settings.length}
+        model = Decoder(N_BYTES, mechanism=settings.mechanism, **sizes, **settings.options)
     if not settings.turned:
-        for block in model.blocks:
-            block.attention.rotary = NoRotation(block.attention.qk_rope_head_dim)
+        for layer in layers_of(model):
+            layer.rotary = NoRotation(layer.qk_rope_head_dim)
     return model
 
 

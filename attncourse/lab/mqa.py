@@ -8,19 +8,26 @@ heads, D numbers of a head.
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from attncourse.gqa import GroupedQueryAttention, grouped_query_attention
+from attncourse.kv_cache import KVCache
 from attncourse.lab.corpus import N_BYTES, load_corpus
 from attncourse.lab.decoder import Decoder, next_token_loss
+from attncourse.lab.gqa import cached_bytes_per_token, filled_cache
 from attncourse.lab.language import held_out_loss, language_loss
+from attncourse.lab.measure import allocated_bytes, median_ms
 from attncourse.lab.records import DATA, environment, keep_or_make, training_record
 from attncourse.lab.tasks import copy_task, task_accuracy
 from attncourse.lab.training import History, seeded, train
-from attncourse.positions import RotaryEmbedding
+from attncourse.mqa import MultiQueryAttention
+from attncourse.multi_head import merge_heads, split_heads
+from attncourse.positions import RotaryEmbedding, apply_rotary
 
 # --- quality
 
@@ -55,6 +62,7 @@ MODELS = {
 COPY = {"task": "copy", "steps": 200, "batch_size": 16, "length": 12}
 RUNS = {f"bytes, {name}": settings for name, settings in MODELS.items()}
 RUNS |= {f"copy, {name}": replace(settings, **COPY) for name, settings in MODELS.items()}
+RUNS |= {f"copy of 8, {name}": replace(MODELS[name], **COPY, n_symbols=8) for name in ("MHA", "MQA")}
 HELD_OUT_BYTES = 40_000
 
 
@@ -94,11 +102,6 @@ def train_model(
     return model, train(model, loss_fn, settings.steps, lr=settings.lr, seed=seed, progress=progress, label=label)
 
 
-def cached_bytes_per_token(model: Decoder) -> int:
-    """Bytes that all layers' caches hold for one token of one sequence, from their storage."""
-    return sum(cache.nbytes for cache in model.new_caches(1, 1))
-
-
 def run(
     out: str | Path = DATA,
     device: str = "cpu",
@@ -135,3 +138,70 @@ def run(
 
     keep_or_make(path, planned, make)
     return json.loads(path.read_text())
+
+
+# --- what a step reads
+
+
+class StoredRepeated(MultiQueryAttention):
+    """For demonstration only: multi-query attention that caches its key and value after repeating them for every head.
+
+    The outputs are right; what the cache takes, chapter 12 asks.
+    """
+
+    def new_cache(self, batch_size: int, max_length: int) -> KVCache:
+        weight = self.k_proj.weight
+        return KVCache(batch_size, self.n_heads, max_length, weight.shape[0], dtype=weight.dtype, device=weight.device)
+
+    def forward(self, x: Tensor, *, cache: KVCache) -> Tensor:
+        query = split_heads(self.q_proj(x), self.n_heads)  # (B, H, T, D)
+        key, value = (split_heads(project(x), 1) for project in (self.k_proj, self.v_proj))  # (B, 1, T, D)
+        if self.rotary is not None:
+            positions = torch.arange(cache.length, cache.length + x.shape[1], device=x.device)
+            query, key = apply_rotary(query, positions, self.rotary), apply_rotary(key, positions, self.rotary)
+        key, value = (kv.repeat_interleave(self.n_heads, 1) for kv in (key, value))  # (B, H, T, D): too early
+        key, value = cache.append(key, value)
+        return self.o_proj(merge_heads(grouped_query_attention(query, key, value)))
+
+
+STEPS = ("MHA", "MQA", "MQA, stored repeated")
+
+
+@torch.no_grad()
+def step_costs(
+    S: int, d_model: int = 1024, n_heads: int = 16, *, device: str = "cpu", repeats: int = 9, timed: bool = True
+) -> dict[str, dict]:
+    """One layer's step at S cached tokens, in each of `STEPS`: bytes of weights and cache that it reads, made tensors.
+
+    "ms" is the median time of the whole layer, "attention_ms" of scores, softmax and sums alone.
+    """
+    torch.manual_seed(0)
+    layers = {
+        "MHA": GroupedQueryAttention(d_model, n_heads, n_heads),
+        "MQA": MultiQueryAttention(d_model, n_heads),
+        "MQA, stored repeated": StoredRepeated(d_model, n_heads),
+    }
+    x, query = torch.randn(1, 1, d_model), torch.randn(1, n_heads, 1, d_model // n_heads)
+    x, query = x.to(device), query.to(device)
+    rows, whole, alone = {}, {}, {}
+    for name, layer in layers.items():
+        cache = filled_cache(layer.to(device), S, device)
+        whole[name] = partial(_step, layer, x, cache)
+        alone[name] = partial(grouped_query_attention, query, cache.key, cache.value)
+        rows[name] = {
+            "weights": sum(p.numel() * p.element_size() for p in layer.parameters()),
+            "cache": cache.nbytes // (S + 1) * S,
+            "made": allocated_bytes(alone[name])[0],
+        }
+    if timed:
+        for field, functions in (("ms", whole), ("attention_ms", alone)):
+            for name, ms in median_ms(functions, repeats).items():
+                rows[name][field] = ms
+    return rows
+
+
+def _step(layer: nn.Module, x: Tensor, cache: KVCache) -> Tensor:
+    """One more token; the cache's length is set back, so that the next call measures the same."""
+    output = layer(x, cache=cache)
+    cache.length -= 1
+    return output

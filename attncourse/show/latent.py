@@ -14,7 +14,7 @@ SLIDERS = {  # letter -> what it says, and the sizes to choose from
     "V": ("Value V", (32, 64, 128, 192, 256)),
 }
 G, LEFT, WIDTH = 8, 6, 288  # key-value heads of GQA; where rectangles begin, and how wide 1,152 numbers are
-HEADER = ("", "numbers a token", "bytes", "FLOP a token", "FLOP a byte")
+HEADER = ("mechanism", "numbers a token", "bytes", "FLOP a token", "FLOP a byte")
 
 
 def latent(
@@ -92,7 +92,7 @@ def rectangles(H: int, C: int, R: int, N: int, V: int) -> dict[str, tuple[float,
     """Width and height of what is drawn, by class; the rotated key's stands behind the latent's."""
     scale = WIDTH / 1152
     both = 2 * V * scale
-    return {"mha": (both, H), "gqa": (both, G), "mqa": (both, 1), "latent": (C * scale, 1), "rope": (R * scale, 1)}
+    return {"mha": (both, H), "gqa": (both, G), "mqa": (both, 1), "vector": (C * scale, 1), "rope": (R * scale, 1)}
 
 
 def _tenths(x: float) -> str:
@@ -102,11 +102,11 @@ def _tenths(x: float) -> str:
 
 def _picture(start: Mapping[str, int]) -> str:
     drawn = rectangles(**start)
-    tops = {"mha": 20, "gqa": 170, "mqa": 200, "latent": 224, "rope": 224}
-    names = {"mha": "MHA", "gqa": f"GQA, {G} key-value heads", "mqa": "MQA", "latent": "MLA: latent, then rotated key"}
+    tops = {"mha": 20, "gqa": 170, "mqa": 200, "vector": 224, "rope": 224}
+    names = {"mha": "MHA", "gqa": f"GQA, {G} key-value heads", "mqa": "MQA", "vector": "MLA: latent, then rotated key"}
     parts = [f'<text x="{LEFT}" y="{tops[name] - 5}">{label}</text>' for name, label in names.items()]
     for name, (width, height) in drawn.items():
-        x = LEFT + (drawn["latent"][0] if name == "rope" else 0)
+        x = LEFT + (drawn["vector"][0] if name == "rope" else 0)
         place = f'x="{x:g}" y="{tops[name]}" width="{width:g}" height="{height}"'
         parts.append(f'<rect class="ac-{name}" {place}/>')
     whole = LEFT + WIDTH + 6

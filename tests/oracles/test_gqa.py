@@ -2,7 +2,8 @@
 
 Hugging Face's Llama with fewer key-value heads (its weights load strictly), with and without its cache, and Falcon's
 multi-query attention, whose fused projection is converted. Both compute the softmax or cosines in float32, so float64
-agrees to 5e-6 (an angle of 70 radians is known to 4e-6). Outputs, weights, and the gradients of inputs and parameters. PyTorch's `enable_gqa` holds the function.
+agrees to 5e-6 (an angle of 70 radians is known to 4e-6). Outputs, weights, and the gradients of inputs and parameters.
+PyTorch's `enable_gqa` holds the function.
 """
 
 import pytest

@@ -2,11 +2,13 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 
 from attncourse import show
 
+DATA = Path(show.__file__).parents[1] / "data" / "questions"
 EXAMPLE = {
     "questions": [
         {
@@ -44,6 +46,11 @@ def test_both_forms(tmp_path):
     assert repr(output).startswith(
         "1. What does each row of `softmax(scores)` add up to?\n  A. 1\n  B. S\n  Answer: A."
     )
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted(DATA.glob("*.json"))])
+def test_the_right_answers_do_not_all_stand_in_one_place(name):
+    assert len(set(show.questions(name).data["correct"])) > 1
 
 
 def test_unknown_name():

@@ -32,7 +32,7 @@ attncourse.piece("latent", (root, data) => {
     size("mha", 2 * V * scale, H);
     size("gqa", 2 * V * scale, data.G);
     size("mqa", 2 * V * scale, 1);
-    size("latent", C * scale, 1);
+    size("vector", C * scale, 1);
     size("rope", R * scale, 1).setAttribute("x", left + C * scale);
     const more = 2 * C - N - V;
     const most = Math.ceil((C * (N + V)) / more) - 1;
