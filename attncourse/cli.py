@@ -35,10 +35,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     kv.add_argument("models", nargs="*", metavar="MODEL", help="a name, in upper or lower case; none lists them all")
     kv.add_argument(
-        "--tokens", type=_count, default=131072, metavar="N", help="tokens a sequence (default: %(default)s)"
+        "--tokens",
+        type=_count,
+        default=131072,
+        metavar="N",
+        help="tokens a sequence, of named models (default: %(default)s)",
     )
     kv.add_argument("--dtype", choices=BITS, default="bf16", help="of a number, without scales (default: %(default)s)")
-    kv.add_argument("--batch", type=_count, default=1, metavar="N", help="sequences at once (default: %(default)s)")
+    kv.add_argument(
+        "--batch", type=_count, default=1, metavar="N", help="sequences at once, of named models (default: %(default)s)"
+    )
     kv.epilog = (
         "Example: attncourse kv DeepSeek-V3 Gemma-3-27b-it --tokens 32768 --dtype fp8. "
         "Exit status: 0 done, 2 wrong usage or an unknown model."
@@ -55,14 +61,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def _count(text: str) -> int:
     """A whole number, 1 or more, as argparse wants it read."""
-    if not text.replace("_", "").replace(",", "").isdecimal() or not int(text.replace(",", "")):
+    try:
+        count = int(text.replace(",", ""))
+    except ValueError:
+        count = 0
+    if count < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
-    return int(text.replace(",", ""))
+    return count
 
 
 def _kv(names: list[str], tokens: int, dtype: str, batch: int) -> int:
     from attncourse import models
 
+    bits = BITS[dtype]
     try:
         records = [models.find_model(name) for name in names or models.load_models()]
     except ValueError as error:
@@ -71,12 +82,21 @@ def _kv(names: list[str], tokens: int, dtype: str, batch: int) -> int:
     if not names:
         header = ["model", "made by", "layers", "bytes a token", "evidence", "attention"]
         rows = [
-            [r["name"], r["maker"], str(r["n_layers"]), f"{models.bytes_per_token(r):,}", r["evidence"], models.kind(r)]
+            [
+                r["name"],
+                r["maker"],
+                str(r["n_layers"]),
+                f"{models.bytes_per_token(r, bits):,}",
+                r["evidence"],
+                models.kind(r),
+            ]
             for r in records
         ]
-        print(f"{_aligned([header, *rows], right=(2, 3))}\n\nBytes a token in bf16, as long as every window has room.")
+        print(
+            f"{_aligned([header, *rows], right=(2, 3))}\n\nBytes a token in {dtype}, as long as every window has room."
+        )
         return 0
-    bits, rows = BITS[dtype], []
+    rows = []
     for record in records:
         counts = (models.kv_cache_bytes, models.all_global_bytes, models.multi_head_bytes)
         sizes = (f"{batch * count(record, tokens, bits) / 2**30:,.2f}" for count in counts)

@@ -39,18 +39,20 @@ def grouped_query_attention(
     with that. Returns (B, H, T, Dv), or (output, weights (B, H, T, S)). A query with no key gets zeros.
 
     Keys and values are never repeated in memory. Few queries, as in decoding, become H/G · T rows for each key head,
-    which then is read once. Raises ValueError for heads or shapes that do not fit, TypeError for dtypes.
+    which then is read once. With Dv unlike D and many queries, PyTorch may fall back to a kernel that builds T×S.
+    Raises ValueError for heads or shapes that do not fit, TypeError for dtypes.
     """
     n_shared = check_shared_heads(query, key, value)  # H/G
     (B, H, T, D), (G, S), Dv = query.shape, key.shape[1:3], value.shape[3]
     check_mask(mask, (B, H, T, S), query.device)
-    if causal and T > 1 and (T < S or mask is not None or return_weights or T * n_shared <= FEW_ROWS):
+    few = T == 1 or T * n_shared <= FEW_ROWS
+    if causal and T > 1 and (T < S or mask is not None or return_weights or few):
         pattern = causal_mask(T, S, device=query.device)  # (T, S); the last query sees the last key
         mask = pattern if mask is None else pattern & mask
-    if return_weights or T * n_shared <= FEW_ROWS:
+    if return_weights or few:
         rows = query.reshape(B, G, n_shared * T, D)  # the heads that share keys, one below the other
         if mask is not None:
-            mask = mask.expand(B, H, T, S).reshape(B, G, n_shared * T, S)
+            mask = _as_rows(mask, T, n_shared)
         result = scaled_dot_product_attention(rows, key, value, mask, scale=scale, return_weights=return_weights)
         if return_weights:
             output, weights = result
@@ -73,6 +75,15 @@ def _by_key_head(mask: Tensor, B: int, G: int, n_shared: int) -> Tensor:
         return mask
     heads = 1 if mask.shape[1] == 1 else n_shared
     return mask.expand(B, G * heads, -1, -1).reshape(B * G, heads, *mask.shape[2:])
+
+
+def _as_rows(mask: Tensor, T: int, n_shared: int) -> Tensor:
+    """A mask that broadcasts to (B, H, T, S), as one that broadcasts to (B, G, H/G · T, S)."""
+    mask = mask[(None,) * (4 - mask.dim())]
+    if mask.shape[1] == mask.shape[2] == 1:
+        return mask
+    heads = n_shared if mask.shape[1] == 1 else mask.shape[1]
+    return mask.expand(-1, heads, T, -1).unflatten(1, (-1, n_shared)).flatten(2, 3)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -113,8 +124,9 @@ class GroupedQueryAttention(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """x (B, T, d_model) gives (B, T, d_model), or (output, weights (B, H, T, S)) with `return_weights`.
 
-        With a cache, x continues what it holds, and S counts all tokens so far; else S = T. mask is boolean, True =
-        may attend, broadcastable to (B, H, T, S): padding is (B, 1, 1, S). Asking for weights builds T×S of them.
+        With a cache, x continues what it holds, and S counts all tokens so far; else S = T. A cache is for inference:
+        no gradient passes through it. mask is boolean, True = may attend, broadcastable to (B, H, T, S): padding is
+        (B, 1, 1, S). Asking for weights builds T×S of them.
         """
         check_sequence("x", x, self.q_proj)
         check_cache(cache, KVCache, self.causal)
@@ -146,14 +158,16 @@ def group_heads(
     Query and output projections are copied. Each set of H/G neighbouring key heads, and of value heads, becomes one:
     "mean" of them, the "first" of them, or a "random" new one, drawn by `seed` as `nn.Linear` draws. Ainslie et al.
     2023, section 2.1. Raises ValueError for another method, a G that does not divide H, and a layer that reads another
-    sequence or has ALiBi.
+    sequence or has ALiBi, TypeError for another layer.
     """
     if method not in ("mean", "first", "random"):
         raise ValueError(f"method={method!r}, but it must be mean, first or random")
     if not isinstance(mha, MultiHeadAttention):
         raise TypeError(f"mha is a {type(mha).__name__}, but only a MultiHeadAttention can be converted")
     if mha.crosses or mha.alibi:
-        raise ValueError(f"d_context or alibi has no place in grouped-query attention: {mha}")
+        raise ValueError(
+            f"alibi={mha.alibi}, reads another sequence={mha.crosses}: neither has a place in grouped heads"
+        )
     weight, bias = mha.q_proj.weight, mha.q_proj.bias is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -69,8 +69,9 @@ class KVCache:
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys (B, G, T, D) and values (B, G, T, Dv); returns all so far, (B, G, length, …).
 
-        They are views where the dtypes agree; under autocast new keys may be narrower than what is stored. What does
-        not fit raises ValueError, or TypeError for a dtype, and nothing is stored.
+        They are views where the dtypes agree; under autocast new keys may be narrower than what is stored, and then
+        each call copies all of it: make the cache in the narrower dtype. What does not fit raises
+        ValueError, or TypeError for a dtype, and nothing is stored.
         """
         self._check_new(key, value)
         end = self.length + key.shape[2]
@@ -89,6 +90,8 @@ class KVCache:
             raise ValueError(f"the cache was made for batch_size={made_for}, but x has {batch_size}")
 
     def _check_new(self, key: Tensor, value: Tensor) -> None:
+        if key.dim() != 4:
+            raise ValueError(f"key has shape {tuple(key.shape)}; it needs four axes, (B, G, T, D)")
         self.check_room(key.shape[0], key.shape[2])
         for name, new, room in zip(("key", "value"), (key, value), self._rooms(), strict=True):
             wanted = (*room.shape[:2], key.shape[2], room.shape[3])

@@ -1,8 +1,8 @@
 """Multi-head latent attention: one small vector a token makes the keys and values of all heads, and only it is kept.
 
-DeepSeek-AI 2024 (DeepSeek-V2), section 2.1 and appendix C. Follows the paper; `absorbed_attention` is the form that its
-section 2.1.2 describes in words. Letters: C numbers of the latent, R of the rotated part, N of a head's other keys, V
-of its values.
+DeepSeek-AI 2024 (DeepSeek-V2), section 2.1 and appendix C. Follows the paper, with the norms of its section 3.1.2;
+`absorbed_attention` is the form that section 2.1.2 describes in words, but no product of weights is made. Letters: C
+numbers of the latent, R of the rotated part, N of a head's other keys, V of its values.
 """
 
 import torch
@@ -13,12 +13,11 @@ from attncourse.attention import (
     check_at_least_one,
     check_mask,
     check_sequence,
-    masked_softmax,
     scaled_dot_product_attention,
 )
 from attncourse.causal import causal_attention
+from attncourse.gqa import grouped_query_attention
 from attncourse.kv_cache import KVCache, check_cache
-from attncourse.masks import causal_mask
 from attncourse.multi_head import merge_heads, split_heads
 from attncourse.positions import RotaryEmbedding, apply_rotary
 
@@ -54,7 +53,11 @@ class LatentCache(KVCache):
 
     def append(self, entries: Tensor) -> Tensor:
         """Store new entries (B, 1, T, C + R); returns all so far, (B, 1, length, C + R), a view as in `KVCache`."""
-        return super().append(entries, entries[..., : self.value.shape[-1]])[0]
+        self._check_new(entries, entries[..., : self.value.shape[-1]])
+        end = self.length + entries.shape[2]
+        self.key[:, :, self.length : end] = entries.detach()  # and so the values, a view of it
+        self.length = end
+        return self.key[:, :, :end].to(entries.dtype)
 
 
 def expanded_attention(
@@ -74,13 +77,14 @@ def expanded_attention(
     (H, N, C), up_value (H, V, C); mask boolean, broadcastable to (B, H, T, S), ANDed with the causal pattern. Returns
     (B, H, T, V), or (output, weights (B, H, T, S)). Costs C · H · (N + V) multiplications for each of S entries.
     """
+    _check_parts(query, entries, up_key)
     H, C, V = query.shape[1], up_key.shape[2], up_value.shape[1]
     latent, key_rope = entries.split([C, entries.shape[-1] - C], -1)  # (B, 1, S, C), (B, 1, S, R)
     up = torch.cat([up_key, up_value], 1).flatten(0, 1)  # (H·(N+V), C)
     key, value = split_heads(F.linear(latent[:, 0], up), H).split([up_key.shape[1], V], -1)  # (B, H, S, N), (…, V)
     key = torch.cat([key, key_rope.expand(-1, H, -1, -1)], -1)  # (B, H, S, N + R)
     width = max(key.shape[-1], V)  # fused kernels want values as wide as keys; zeros change neither
-    query, key, value = (F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
+    query, key, value = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
     if causal:
         result = causal_attention(query, key, value, mask, scale=scale, return_weights=return_weights)
     else:
@@ -102,21 +106,30 @@ def absorbed_attention(
     """The same as `expanded_attention`, with the up-projections moved to the queries and to the outputs.
 
     qᵀ (U c) = (Uᵀ q)ᵀ c, so a query projected to C numbers meets the latents as they are, and latents averaged by the
-    weights are projected up once: multi-query attention over the entries. No entry is expanded, which is for few
-    queries; scores (B, H, T, S) are made.
+    weights are projected up once: multi-query attention over the entries. No entry is expanded, which pays for few
+    queries. Asking for weights builds the scores (B, H, T, S).
     """
-    (B, H, T, _), S, (N, C) = query.shape, entries.shape[2], up_key.shape[1:]
+    _check_parts(query, entries, up_key)
+    N, C = up_key.shape[1:]
     query_nope, query_rope = query.split([N, query.shape[-1] - N], -1)
     query_latent = torch.einsum("bhtn,hnc->bhtc", query_nope, up_key)
-    rows = torch.cat([query_latent, query_rope], -1).reshape(B, H * T, -1)  # (B, H·T, C + R)
-    scores = (rows @ entries[:, 0].transpose(1, 2)).view(B, H, T, S) * scale
-    if causal and T > 1:
-        pattern = causal_mask(T, S, device=query.device)  # the last query sees the last entry
-        mask = pattern if mask is None else pattern & mask
-    weights = masked_softmax(scores, mask)  # (B, H, T, S)
-    latent = (weights.view(B, H * T, S) @ entries[:, 0, :, :C]).view(B, H, T, C)
-    output = torch.einsum("bhtc,hvc->bhtv", latent, up_value)
+    query = torch.cat([query_latent, query_rope], -1)  # (B, H, T, C + R)
+    # The whole entry as its value, and its first C numbers kept: fused kernels want values as wide as keys.
+    result = grouped_query_attention(
+        query, entries, entries, mask, causal=causal, scale=scale, return_weights=return_weights
+    )
+    latent, weights = result if return_weights else (result, None)
+    output = torch.einsum("bhtc,hvc->bhtv", latent[..., :C], up_value)
     return (output, weights) if return_weights else output
+
+
+def _check_parts(query: Tensor, entries: Tensor, up_key: Tensor) -> None:
+    H, N, C = up_key.shape
+    shapes = f"query {tuple(query.shape)}, entries {tuple(entries.shape)}, up_key {(H, N, C)}"
+    if query.dim() != 4 or entries.dim() != 4 or query.shape[1] != H or entries.shape[1] != 1:
+        raise ValueError(f"they must be (B, H, T, N + R), (B, 1, S, C + R) and (H, N, C): {shapes}")
+    if query.shape[-1] - N != entries.shape[-1] - C:
+        raise ValueError(f"query turns {query.shape[-1] - N} numbers, entries {entries.shape[-1] - C}: {shapes}")
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -180,8 +193,9 @@ class MultiHeadLatentAttention(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """x (B, T, d_model) gives (B, T, d_model), or (output, weights (B, H, T, S)) with `return_weights`.
 
-        With a cache, x continues what it holds, and S counts all tokens so far; else S = T. mask is boolean, True =
-        may attend, broadcastable to (B, H, T, S): padding is (B, 1, 1, S). Asking for weights builds T×S of them.
+        With a cache, x continues what it holds, and S counts all tokens so far; else S = T. A cache is for inference:
+        no gradient passes through it. mask is boolean, True = may attend, broadcastable to (B, H, T, S): padding is
+        (B, 1, 1, S). Asking for weights builds T×S of them.
         """
         check_sequence("x", x, self.kv_a_proj_with_mqa)
         check_cache(cache, LatentCache, self.causal)

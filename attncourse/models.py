@@ -18,6 +18,7 @@ DeepSeek-V3.2's reference code. Sizes of states are those that transformers 5.23
 import difflib
 import json
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -54,8 +55,7 @@ def kv_cache_bytes(model: Model, n_tokens: int, dtype: torch.dtype | float = tor
     4.5 with the scales of a quantized cache). It counts what must be kept: no unused room, no weights. Raises
     ValueError for a name or sizes that do not fit, TypeError for what is no dtype and no number.
     """
-    if isinstance(n_tokens, bool) or n_tokens != int(n_tokens) or n_tokens < 0:
-        raise ValueError(f"n_tokens={n_tokens}, but it must be a whole number, 0 or more")
+    _check_tokens(n_tokens)
     bits, total = _bits(dtype), 0
     for part in cached_layers(model):
         kept = n_tokens if part["window"] is None else min(n_tokens, part["window"])
@@ -93,6 +93,7 @@ def multi_head_bytes(model: Model, n_tokens: int, dtype: torch.dtype | float = t
 
     Of an MLA model: keys of `qk_nope_head_dim` numbers. No such model exists.
     """
+    _check_tokens(n_tokens)
     record = _record(model)
     layers, heads = _size(record, "n_layers"), _size(record, "n_heads")
     if record.get("kv_lora_rank") is not None:
@@ -101,6 +102,11 @@ def multi_head_bytes(model: Model, n_tokens: int, dtype: torch.dtype | float = t
         local = record.get("n_local_layers") or 0
         numbers = local * _head_numbers(record, "local_") + (layers - local) * _head_numbers(record)
     return math.ceil(n_tokens * heads * numbers * _bits(dtype) / 8)
+
+
+def _check_tokens(n_tokens: int) -> None:
+    if isinstance(n_tokens, bool) or not isinstance(n_tokens, numbers.Real) or n_tokens < 0 or n_tokens % 1 != 0:
+        raise ValueError(f"n_tokens={n_tokens}, but it must be a whole number, 0 or more")
 
 
 def cached_layers(model: Model) -> list[dict[str, Any]]:
@@ -141,12 +147,13 @@ def kind(model: Model) -> str:
 
 
 def growth(
-    models: Sequence[Model] | None = None,
+    models: Model | Sequence[Model] | None = None,
     tokens: Sequence[int] = tuple(2**i for i in range(10, 21)),
     dtype: torch.dtype | float = torch.bfloat16,
 ) -> dict[str, Any]:
     """The caches of some models (all of them, if none is named) at some contexts: what `show.models` draws."""
-    records = [_record(model) for model in models or load_models()]
+    models = [models] if isinstance(models, str) else models
+    records = [_record(model) for model in (load_models() if models is None else models)]
     return {
         "tokens": list(tokens),
         "models": [

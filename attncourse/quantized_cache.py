@@ -24,6 +24,8 @@ def quantize(x: Tensor, bits: int, dim: int | Iterable[int]) -> tuple[Tensor, Te
     again at 8 bits. A scale that the dtype cannot hold is rounded up, so that the maximum has a code. It is at least
     the dtype's smallest normal number: a constant gives codes 0 and comes back exactly.
 
+    A number that is not finite spoils all that share its step.
+
     Raises ValueError for bits, TypeError for an x of integers.
     """
     if not 1 <= bits <= 8:

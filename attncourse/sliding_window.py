@@ -17,6 +17,7 @@ from attncourse.attention import (
     fused_attention,
     scaled_dot_product_attention,
 )
+from attncourse.gqa import grouped_query_attention
 from attncourse.kv_cache import RollingKVCache, check_cache
 from attncourse.masks import sliding_window_mask
 from attncourse.multi_head import check_heads, merge_heads, split_heads
@@ -186,9 +187,7 @@ class SlidingWindowAttention(nn.Module):
 
     def _with_weights(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
         """The same through the T×T mask."""
-        T, n_shared = query.shape[2], self.n_heads // self.n_kv_heads
-        key, value = (x.repeat_interleave(n_shared, 1) for x in (key, value))  # (B, H, T, D)
-        allowed = sliding_window_mask(T, window=self.window, causal=self.causal).to(query.device)
+        allowed = sliding_window_mask(query.shape[2], window=self.window, causal=self.causal).to(query.device)
         allowed = allowed if padding is None else allowed & padding
-        output, weights = scaled_dot_product_attention(query, key, value, allowed, return_weights=True)
+        output, weights = grouped_query_attention(query, key, value, allowed, causal=False, return_weights=True)
         return self.o_proj(merge_heads(output)), weights

@@ -71,6 +71,14 @@ def test_any_chunking_equals_one_pass(name, chunks, padding):
     assert_equal(read(layer, x, real, chunks), layer(x, mask=real), 1e-10)
 
 
+@pytest.mark.parametrize("chunks", [[1] * T, [6, 1, 7], [5, 9]], ids=str)
+def test_it_holds_for_many_heads_that_share_one(chunks):
+    torch.manual_seed(1)
+    layer = attncourse.build("mqa", 71 * 2, 71, rotary=RotaryEmbedding(2)).double()
+    x, real = normal(B, T, 71 * 2, seed=9).detach(), left_padded(3)
+    assert_equal(read(layer, x, real, chunks), layer(x, mask=real), 1e-10)
+
+
 class Faulty(MultiHeadAttention):
     """A decoder's attention as much public code has it, with one of three bugs."""
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from attncourse.attention import scaled_dot_product_attention
 from attncourse.gqa import GroupedQueryAttention, group_heads, grouped_query_attention
@@ -65,11 +66,12 @@ def test_it_is_attention_with_the_heads_repeated(G, T, S, causal, mask):
 
 def test_the_scale_reaches_both_paths():
     query, key, value = heads(70, 70)
-    for n in (1, 70):
-        expected = scaled_dot_product_attention(
-            query[:, :, -n:], *(x.repeat_interleave(3, 1) for x in (key, value)), causal_mask(n, 70), scale=0.9
-        )
-        assert_equal(grouped_query_attention(query[:, :, -n:], key, value, scale=0.9), expected, 1e-12)
+    real = normal(B, 1, 1, 70, seed=4) > -0.5
+    for n, mask in ((1, None), (70, None), (70, real)):
+        pattern = causal_mask(n, 70) if mask is None else causal_mask(n, 70) & mask
+        repeats = (x.repeat_interleave(3, 1) for x in (key, value))
+        expected = scaled_dot_product_attention(query[:, :, -n:], *repeats, pattern, scale=0.9)
+        assert_equal(grouped_query_attention(query[:, :, -n:], key, value, mask, scale=0.9), expected, 1e-12)
 
 
 @pytest.mark.parametrize("T", [1, 8, 600])
@@ -83,8 +85,29 @@ def test_keys_are_never_repeated_in_memory(T):
     made, largest = allocated_bytes(lambda: grouped_query_attention(query, key, value))
     assert largest < all_heads / 2 if T < 600 else largest <= all_heads  # the output itself has that size
     assert made < 2.5 * all_heads
-    twice, _ = allocated_bytes(lambda: repeated(query, key, value, None, True))
-    assert twice > made + 2 * all_heads * (G < H) * 0.9
+    copies = (x.repeat_interleave(H // G, 1) for x in (key, value))
+    twice, _ = allocated_bytes(lambda: F.scaled_dot_product_attention(query, *copies))
+    assert twice > made + 2 * all_heads * 0.9
+
+
+@pytest.mark.parametrize("T", [1, 8])
+def test_a_mask_is_not_copied_for_each_key_head(T):
+    B, H, G, S, D = 3, 16, 8, 2000, 32
+    query, key, value = torch.zeros(B, H, T, D), torch.zeros(B, G, S, D), torch.zeros(B, G, S, D)
+    real = torch.ones(B, 1, 1, S, dtype=torch.bool)
+    _, largest = allocated_bytes(lambda: grouped_query_attention(query, key, value, real))
+    assert largest <= 4 * max(B * H // G * T * S, B * H * T * D)
+
+
+@pytest.mark.parametrize(("T", "S"), [(1, 1), (1, 7), (2, 7), (3, 3)])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("n_heads", [64, 71])
+def test_many_heads_share_one_key_head(n_heads, causal, T, S):
+    """More heads than rows are few: Falcon 7B has 71, and a step is still one query, at the last position."""
+    query, key, value = normal(B, n_heads, T, D, seed=1), normal(B, 1, S, D, seed=2), normal(B, 1, S, 5, seed=3)
+    for mask in (None, normal(B, 1, 1, S, seed=4) > -0.5):
+        expected, _ = repeated(query, key, value, mask, causal)
+        assert_equal(grouped_query_attention(query, key, value, mask, causal=causal), expected, 1e-12)
 
 
 def test_a_head_for_each_query_head_is_multi_head_attention():
@@ -172,6 +195,19 @@ def test_random_heads_are_drawn_by_their_seed():
     assert a.k_proj.weight.abs().max() <= (H * D) ** -0.5  # as nn.Linear draws
 
 
+def test_a_converted_layer_keeps_its_mode_and_direction():
+    gqa = group_heads(MultiHeadAttention(24, 6, causal=False).eval(), 2)
+    assert not gqa.causal and not gqa.training
+    with pytest.raises(ValueError, match="reads another sequence=True: neither has a place"):
+        group_heads(MultiHeadAttention(24, 6, d_context=24), 2)
+
+
+def test_a_cache_is_where_the_weights_are():
+    with torch.device("meta"):
+        layer = GroupedQueryAttention(24, 6, 2)
+    assert layer.new_cache(1, 3).key.device.type == "meta"
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="n_heads=6 is not divisible by n_kv_heads=4"):
         GroupedQueryAttention(24, 6, 4)
@@ -192,7 +228,7 @@ def test_what_cannot_be_is_refused():
         group_heads(multi_head(), 2, "median")
     with pytest.raises(ValueError, match="n_heads=6 is not divisible by n_kv_heads=4"):
         group_heads(multi_head(), 4)
-    with pytest.raises(ValueError, match="alibi has no place"):
+    with pytest.raises(ValueError, match="alibi=True, reads another sequence=False: neither has a place"):
         group_heads(MultiHeadAttention(24, 6, causal=True, alibi=True), 2)
     with pytest.raises(TypeError, match="mha is a GroupedQueryAttention"):
         group_heads(GroupedQueryAttention(24, 6, 6), 2)

@@ -159,6 +159,52 @@ def test_nothing_flows_back_from_the_future(causal):
     assert found[~past].eq(0).all() and found[past].min() > 1e-6
 
 
+def test_a_cache_is_where_the_weights_are():
+    with torch.device("meta"):
+        layer = MultiHeadLatentAttention(D_MODEL, H, **SIZES)
+    assert layer.new_cache(1, 3).key.device.type == "meta"
+
+
+@pytest.mark.parametrize("decoding", ["absorbed", "naive"])
+def test_no_new_tokens(decoding):
+    layer, x = make(decoding=decoding), normal(B, 3, D_MODEL, seed=9).detach()
+    cache = layer.new_cache(B, 9)
+    layer(x, cache=cache)
+    output, weights = layer(x[:, :0], cache=cache, return_weights=True)
+    assert output.shape == (B, 0, D_MODEL) and weights.shape == (B, H, 0, 3) and cache.length == 3
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_the_rotation_has_the_given_base_and_layout(interleaved):
+    layer, x = make(rotary_base=50.0, rope_interleaved=interleaved), normal(B, 6, D_MODEL, seed=9).detach()
+    cache = layer.new_cache(B, 6)
+    layer(x, cache=cache)
+    raw = x @ layer.kv_a_proj_with_mqa.weight.T
+    key = apply_rotary(raw[..., C:], torch.arange(6), RotaryEmbedding(R, 50.0, interleaved))
+    assert_equal(cache.key[:, 0, :, C:], key.detach(), 1e-12)
+
+
+def test_norms_and_biases():
+    layer = make(q_lora_rank=6, bias=True)
+    assert [m.eps for m in layer.modules() if isinstance(m, torch.nn.RMSNorm)] == [1e-6, 1e-6]
+    biases = {name for name, _ in layer.named_parameters() if name.endswith("bias")}
+    assert biases == {"q_a_proj.bias", "kv_a_proj_with_mqa.bias", "o_proj.bias"}
+
+
+def test_a_first_call_expands():
+    x = normal(B, 4, D_MODEL, seed=9).detach()
+    assert torch.equal(make()(x), make(decoding="naive")(x))
+
+
+@pytest.mark.parametrize("attend", [expanded_attention, absorbed_attention])
+def test_parts_that_do_not_fit_are_refused(attend):
+    query, entries, up_key, up_value = parts(3, 3)
+    with pytest.raises(ValueError, match=r"query turns 3 numbers, entries 4: query \(2, 3, 3, 8\)"):
+        attend(query[..., :-1], entries, up_key, up_value, scale=1.0)
+    with pytest.raises(ValueError, match=r"they must be \(B, H, T, N \+ R\)"):
+        attend(query[:, :2], entries, up_key, up_value, scale=1.0)
+
+
 def test_what_cannot_be_is_refused():
     for name, message in {
         "kv_lora_rank": "kv_lora_rank=0, but it must be at least 1",

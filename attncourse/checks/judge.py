@@ -173,7 +173,8 @@ def _shape(exercise: Exercise, script: Script, expected: Reply, reply: Reply) ->
         if got.dim() != right.dim():
             message += f": {got.dim()} axes instead of {right.dim()}"
             if got.numel() == right.numel() and 0 < got.dim() < right.dim():
-                message += " (a `.squeeze()` without an axis removes every axis of size 1)"
+                message += " (a `.squeeze()` without an axis removes every axis of size 1,"
+                message += " a reduction without `keepdim=True` its own)"
         elif sorted(got.shape) == sorted(right.shape):
             moved = [letter for letter, a, b in zip(letters, got.shape, right.shape, strict=True) if a != b]
             if len(moved) == 2:
@@ -233,7 +234,9 @@ def _gradient(exercise: Exercise, script: Script, expected: Reply, reply: Reply)
 def _differences(exercise: Exercise, rows: list[Row]) -> Iterator[Difference]:
     for script, expected, reply in rows:
         for call, output, right, got in _numbered_outputs(exercise, expected, reply):
-            wrong = ~torch.isclose(got, right, rtol=exercise.rtol, atol=exercise.atol)
+            wrong = got != right
+            if right.is_floating_point():
+                wrong = ~torch.isclose(got, right, rtol=exercise.rtol, atol=exercise.atol)
             if wrong.any():
                 index = tuple(wrong.nonzero()[0].tolist())
                 row = index[:-1]
@@ -314,6 +317,7 @@ def _close(exercise: Exercise, got: Tensor, right: Tensor) -> bool:
     return (
         got.shape == right.shape
         and got.dtype == right.dtype
+        and (right.is_floating_point() or torch.equal(got, right))  # whole numbers have no tolerance
         and torch.allclose(got, right, rtol=exercise.rtol, atol=exercise.atol, equal_nan=True)
     )
 

@@ -68,7 +68,7 @@ def _call(candidate: Candidate, arguments: Sequence[Any], named: Mapping[str, An
     tensors = [value for value in values if isinstance(value, Tensor)]
     plain = [value for value in values if not isinstance(value, Tensor)]
     if not all(value is None or (isinstance(value, (bool, int, float)) and abs(value) < 1e6) for value in plain):
-        raise compute.CandidateRaised("inputs must be tensors, numbers or None")
+        raise compute.CandidateRaised("inputs must be tensors, numbers or None, and no lists: `torch.tensor([3, 1])`")
     if any(max(t.shape, default=0) > MAX_AXIS for t in tensors) or sum(t.numel() for t in tensors) > MAX_NUMBERS:
         raise compute.CandidateRaised(
             f"inputs are limited to {MAX_AXIS} along an axis and {MAX_NUMBERS} numbers in all"

@@ -54,6 +54,8 @@ def test_styles_and_scripts_are_small():
     assert size("latent.css", "latent.js") <= 3_000
     pieces += ["sharing.css", "sharing.js"]
     assert size("sharing.css", "sharing.js") <= 4_500
+    pieces += ["decoding.css", "decoding.js", "claims.css"]
+    assert size("decoding.css", "decoding.js") <= 4_000 and size("claims.css") <= 1_000
     assert shared + size(*pieces) == size(*STATIC)
 
 
