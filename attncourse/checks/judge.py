@@ -171,10 +171,10 @@ def _shape(exercise: Exercise, script: Script, expected: Reply, reply: Reply) ->
         letters = output.axes.split()
         message = f"{output.name} has shape {tuple(got.shape)}; it should be {_named(letters)} = {tuple(right.shape)}"
         if got.dim() != right.dim():
-            message += f": {got.dim()} axes instead of {right.dim()}"
-            if got.numel() == right.numel() and 0 < got.dim() < right.dim():
-                message += " (a `.squeeze()` without an axis removes every axis of size 1,"
-                message += " a reduction without `keepdim=True` its own)"
+            message += f": {got.dim()} {'axis' if got.dim() == 1 else 'axes'} instead of {right.dim()}"
+            if got.dim() < right.dim() and [n for n in got.shape if n != 1] == [n for n in right.shape if n != 1]:
+                message += " (a `.squeeze()` without an axis removes every axis of size 1; a reduction without"
+                message += " `keepdim=True` and an index such as `x[:, 0]` remove theirs)"
         elif sorted(got.shape) == sorted(right.shape):
             moved = [letter for letter, a, b in zip(letters, got.shape, right.shape, strict=True) if a != b]
             if len(moved) == 2:
@@ -183,7 +183,8 @@ def _shape(exercise: Exercise, script: Script, expected: Reply, reply: Reply) ->
                 message += f": the axes {', '.join(moved[:-1])} and {moved[-1]} are in another order"
         else:
             axis = next(i for i, (a, b) in enumerate(zip(got.shape, right.shape, strict=True)) if a != b)
-            message += f": axis {axis} is {got.shape[axis]} where {letters[axis]} is {right.shape[axis]}"
+            known = "it should be" if letters[axis].isdigit() else f"where {letters[axis]} is"
+            message += f": axis {axis} is {got.shape[axis]} {known} {right.shape[axis]}"
         return f"{message}. The call had {_sizes(script)}."
     return None
 

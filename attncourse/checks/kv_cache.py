@@ -46,8 +46,12 @@ def faulty_append_tokens(wrong: frozenset[str]) -> Callable:
             room[:, :, :T] = new
         elif written and "added" in wrong:
             room[:, :, first : first + T] += new
-        elif written:
+        elif written and "thrown_away" not in wrong:
             room[:, :, first : first + T] = new
+        if "behind_room" in wrong:
+            room = torch.cat([before, new], 2)
+        if "pushed_in" in wrong:
+            room = torch.cat([before[:, :, :length], new, before[:, :, length:]], 2)
         read = room[:, :, : end - ("one_less" in wrong) + ("one_more" in wrong)]
         if "whole_room" in wrong:
             read = room
@@ -68,6 +72,8 @@ def faulty_append_tokens(wrong: frozenset[str]) -> Callable:
         values, read_values = store(room_value, length, value, written="value_left" not in wrong)
         if "read_first" in wrong:
             return read_keys, read_values, keys, values
+        if "room_by_room" in wrong:
+            return keys, read_keys, values, read_values
         return keys, values, read_keys, read_values
 
     return append_tokens
@@ -98,6 +104,7 @@ def append_tokens_scripts(seed: int) -> Iterator[Script]:
     yield script("as many new tokens as old ones", (2, 3, 10, 4), 4, 5, 5)
     yield script("all sizes equal", (4, 4, 11, 4), 4, 4, 4)
     yield script("one token", (1, 2, 12, 1), 6, 17, 18)
+    yield script("the last free places", (1, 2, 14, 3), 11, 19, 20)
     yield script("non-contiguous", (2, 3, 9, 4), 2, 5, 6, "non-contiguous")
     yield script("float64", (1, 2, 7, 2), 3, 3, 4, "float64")
 
@@ -250,6 +257,32 @@ APPEND_TOKENS = Exercise(
             "Nobody reads it, and clearing it writes to the whole room at every token. Leave it as it is.",
             "Measure",
         ),
+        Misconception(
+            "thrown_away",
+            "the new tokens are in none of the results",
+            "If you wrote them into `room.clone()[…]`: that copy has no name and is gone at once. Give the copy a"
+            " name, write into it, and return it.",
+            "The code",
+        ),
+        Misconception(
+            "behind_room",
+            "the new tokens are put behind the whole room",
+            "The room has free places already, from `length` on. Put behind its end, the new tokens make it grow "
+            "at every step, and a leftover of another text lies before them.",
+            "By hand",
+        ),
+        Misconception(
+            "pushed_in",
+            "the new tokens are pushed in, and the room grows",
+            "They take the places from `length` on, and what stood there is gone. The room keeps its size.",
+            "By hand",
+        ),
+        Misconception(
+            "room_by_room",
+            "each room is followed by what is read from it",
+            "Returned are both rooms first, then the keys and values so far.",
+            "The code",
+        ),
     ),
 )
 
@@ -271,14 +304,24 @@ def faulty_decode_chunk(wrong: frozenset[str]) -> Callable:
         (T, D), S = query.shape[2:], key.shape[2]
         rotary = RotaryEmbedding(D, 10000.0 if "base_ignored" in wrong else base)
         place = torch.arange(T) + (0 if "query_restarts" in wrong else S - T) + ("positions_from_one" in wrong)
+        if "behind_all" in wrong:
+            place = place + T
         if "one_position" in wrong:
             place = place[:1].expand(T)
+        if "last_position" in wrong:
+            place = place[-1:].expand(T)
         if "padding_not_counted" in wrong:
             place = place - padding[:, :, 0].int().argmax(-1, keepdim=True)  # (B, 1, T)
         q = query if "not_turned" in wrong else apply_rotary(query, place, rotary)
         k = apply_rotary(key, torch.arange(S), rotary) if "keys_turned_again" in wrong else key
         behind = torch.arange(T)[:, None] + (0 if "top_left" in wrong else S - T) - torch.arange(S)
         causal = behind >= int("no_diagonal" in wrong)
+        if "one_ahead" in wrong:
+            causal = behind >= -1
+        if "only_the_future" in wrong:
+            causal = behind < 0
+        if "top_left_of_several" in wrong and T > 1:
+            causal = torch.ones_like(causal).tril()
         if "not_causal" in wrong or ("causal_when_empty" in wrong and S > T):
             causal = torch.ones_like(causal)
         real = ~padding if "padding_inverted" in wrong else padding
@@ -286,7 +329,11 @@ def faulty_decode_chunk(wrong: frozenset[str]) -> Callable:
             real = torch.cat([torch.ones_like(real[..., : S - T]), real[..., S - T :]], -1)
         if "padding_ignored" in wrong:
             real = torch.ones_like(real)
+        if "padding_of_queries" in wrong:
+            real = real[..., S - T :].mT
         allowed = causal | real if "either" in wrong else causal & real
+        if "no_brackets" in wrong:
+            allowed = torch.arange(S) <= torch.arange(S - T, S)[:, None] & padding
         if "padding_after" in wrong:
             allowed = causal
         if "inverted" in wrong:
@@ -294,8 +341,13 @@ def faulty_decode_chunk(wrong: frozenset[str]) -> Callable:
         late = real if "padding_after" in wrong else 1
         scores = q @ k.mT
         if "not_scaled" not in wrong:
-            scores = scores / D ** (1.0 if "no_root" in wrong else 0.5)
+            size = value.shape[-1] if "root_of_value" in wrong else D
+            scores = scores / size ** (1.0 if "no_root" in wrong else -0.5 if "multiplied" in wrong else 0.5)
         axis = -2 if "over_queries" in wrong else -1
+        if "not_assigned" in wrong:
+            return scores.softmax(axis) @ value
+        if "zero_twice" in wrong:
+            return ((scores * allowed).softmax(axis) * allowed) @ value
         if "mask_added" in wrong:
             return ((scores + allowed).softmax(axis) * late) @ value
         if "mask_multiplies" in wrong:
@@ -538,6 +590,76 @@ DECODE_CHUNK = Exercise(
             "A dot product of D numbers spreads out with √D: divide by `D ** 0.5`.",
             "By hand",
         ),
+        Misconception(
+            "behind_all",
+            "the queries stand behind all S keys",
+            "S counts the new tokens too: the cache holds their keys already. Query i stands at S - T + i, and "
+            "the last one at S - 1.",
+            "Any chunking",
+        ),
+        Misconception(
+            "last_position",
+            "all queries of the chunk are turned by the last position",
+            "S - 1 is the position of the chunk's last token only. Each token has a position of its own.",
+            "Any chunking",
+        ),
+        Misconception(
+            "top_left_of_several",
+            "the causal mask begins at the top left, and one new token sees all",
+            "`is_causal = T > 1` is right for a prompt and for one token. Between them, several new tokens behind"
+            " others, the first query sees the first key alone. Query i stands at S - T + i.",
+            "Any chunking",
+        ),
+        Misconception(
+            "one_ahead",
+            "each query sees one key too many, the next token's",
+            "`tril(S - T)` is the mask: position p sees the keys 0 … p.",
+            "Any chunking",
+        ),
+        Misconception(
+            "only_the_future",
+            "only later keys are seen",
+            "The causal mask is inverted: `triu(S - T + 1)` marks what is forbidden. True means: may attend.",
+            "Any chunking",
+        ),
+        Misconception(
+            "padding_of_queries",
+            "the padding hides queries, not keys",
+            "`padding` is (B, 1, 1, S): its last axis counts the keys. No real query may attend to keys of padding.",
+            "Any chunking",
+        ),
+        Misconception(
+            "no_brackets",
+            "a comparison has no brackets",
+            "`a <= b & c` means `a <= (b & c)`, since `&` binds tighter. Put the comparison in brackets.",
+            "Any chunking",
+        ),
+        Misconception(
+            "not_assigned",
+            "no mask takes effect",
+            "If you filled the scores: `masked_fill` returns a new tensor and does not change `scores`. Write "
+            "`scores = scores.masked_fill(…)`.",
+            "By hand",
+        ),
+        Misconception(
+            "zero_twice",
+            "the scores of forbidden keys are set to 0, and then their weights",
+            "Before the softmax a score of 0 still takes its share, exp(0) = 1, from the allowed keys. It must be"
+            " -inf there.",
+            "By hand",
+        ),
+        Misconception(
+            "root_of_value",
+            "the scores are divided by the root of the value's size",
+            "The dot product has D numbers, the size of a key: divide by √D.",
+            "By hand",
+        ),
+        Misconception(
+            "multiplied",
+            "the scores are multiplied by √D, not divided",
+            "Divide by `D ** 0.5`, or multiply by `D ** -0.5`.",
+            "By hand",
+        ),
     ),
 )
 
@@ -565,10 +687,13 @@ def faulty_cache_bytes(wrong: frozenset[str], bits: bool = False) -> Callable:
             numbers = numbers * 2
         if "squared" in wrong:
             numbers = numbers * n_tokens
-        total = numbers if "numbers_only" in wrong else numbers * size
+        each = 2 if "two_bytes" in wrong else 4 if "four_bytes" in wrong else size
+        total = numbers if "numbers_only" in wrong else numbers * each
+        if "eighth" in wrong:
+            total = total // 8
         if "in_bits" in wrong:
             total = total if bits else total * 8
-        elif bits and "numbers_only" not in wrong:
+        elif bits and not wrong & {"numbers_only", "two_bytes", "four_bytes"}:
             total = total // 8
         if "in_gib" in wrong:
             total = total / 2**30
@@ -607,6 +732,7 @@ def cache_bytes_scripts(seed: int) -> Iterator[Script]:
     yield one_call("one head of keys", arguments(6, 8, 1, 4, [9, 13 + more[1]], 4))
     yield one_call("one byte a number", arguments(7, 24, 4, 16, [5, 64 * more[2]], 1))
     yield one_call("the sizes of Llama 3 8B", arguments(32, 32, 8, 128, [1, 8192, 131072], 2))
+    yield one_call("more bytes than a float32 can count", arguments(61, 28, 7, 96, [1, 131071], 2))
 
 
 def _twice_as_many(call: Call, result: Result) -> bool:
@@ -700,6 +826,24 @@ CACHE_BYTES = Exercise(
             "One answer for each length: N of them.",
             "By hand",
         ),
+        Misconception(
+            "two_bytes",
+            "every number takes two bytes, whatever is given",
+            "Sizes differ: multiply by the last argument, which gives the size.",
+            "By hand",
+        ),
+        Misconception(
+            "four_bytes",
+            "every number takes four bytes, whatever is given",
+            "Sizes differ: multiply by the last argument, which gives the size.",
+            "By hand",
+        ),
+        Misconception(
+            "eighth",
+            "it is divided by 8 once too often",
+            "A byte is eight bits. A size given in bytes is not divided, one given in bits is divided once.",
+            "Fewer bits",
+        ),
     ),
     variants={
         "bits": Variant(
@@ -739,7 +883,11 @@ def faulty_quantize_cache(wrong: frozenset[str]) -> Callable:
             levels = levels + 1
         if "signed_levels" in wrong:
             levels = levels // 2
+        if "power_as_xor" in wrong:
+            levels = 2 ^ bits - 1
         zero = x.amin(axes, keepdim=keep)
+        if "no_brackets" in wrong:
+            return (x.amax(axes, keepdim=keep) - zero) / 2**bits - 1, zero
         return (x.amax(axes, keepdim=keep) - zero) / levels, zero
 
     def codes_of(x, scale, zero, bits):
@@ -764,6 +912,8 @@ def faulty_quantize_cache(wrong: frozenset[str]) -> Callable:
                 zero = (-zero / scale).round()
             if "scale_inverted" in wrong:
                 scale = 1 / scale
+            if "whole_range" in wrong:
+                scale = scale * (2**bits - 1)
             results += [codes, zero, scale] if "exchanged" in wrong else [codes, scale, zero]
         return tuple(results)
 
@@ -959,6 +1109,25 @@ QUANTIZE_CACHE = Exercise(
             "exchanged",
             "scale and zero are in each other's place",
             "Returned are codes, scale, zero, first of the keys, then of the values.",
+            "Fewer bits",
+        ),
+        Misconception(
+            "whole_range",
+            "the scale returned is the whole range, not one step of it",
+            "Reading multiplies: codes · scale + zero. So the scale is the range divided by 2^bits - 1.",
+            "Fewer bits",
+        ),
+        Misconception(
+            "no_brackets",
+            "the number of steps has no brackets",
+            "`x / 2**bits - 1` is (x / 2^bits) - 1. Write `x / (2**bits - 1)`.",
+            "Fewer bits",
+        ),
+        Misconception(
+            "power_as_xor",
+            "`^` is no power in Python",
+            "It compares bits, and after the subtraction: for four bits `2 ^ bits - 1` is 2 ^ 3, which is 1. A power "
+            "is `2**bits`.",
             "Fewer bits",
         ),
     ),

@@ -40,16 +40,18 @@ def faulty_cached_numbers(wrong: frozenset[str], bytes_each: int = 1) -> Callabl
             latent = H * (N + V)
         if wrong & {"rope_per_head", "expanded"}:
             rotary = H * rotary
+        if "query_latent" in wrong:
+            latent = Q
         layer = latent + rotary
         if "query_added" in wrong:
             layer = layer + Q
         if "nope_added" in wrong:
             layer = layer + N
-        if "heads_multiplied" in wrong:
-            layer = H * layer
-        if "doubled" in wrong:
-            layer = 2 * layer
-        numbers = bytes_each * layer * (1 if "layers_left_out" in wrong else L)
+        times = (H if "heads_multiplied" in wrong else 1) * (2 if "doubled" in wrong else 1)
+        layer, layers = times * layer, 1 if "layers_left_out" in wrong else L
+        numbers = bytes_each * layer * layers
+        if "rope_of_one_layer" in wrong:
+            numbers = numbers - bytes_each * times * rotary * (layers - 1)
         if "numbers_doubled" in wrong:
             numbers = 2 * numbers
         head = 2 * V
@@ -60,10 +62,15 @@ def faulty_cached_numbers(wrong: frozenset[str], bytes_each: int = 1) -> Callabl
             ("against_all_heads", 2 * H * V),
         ):
             head = other if name in wrong else head
-        above = L * layer if "all_layers_compared" in wrong else layer
+        compared = latent if "rope_not_compared" in wrong else layer
+        above = L * compared if "all_layers_compared" in wrong else compared
         if "upside_down" in wrong:
             above, head = head, above
         kv_heads = above // head if "whole_heads" in wrong else above / head
+        if "rounded_down" in wrong:
+            kv_heads = kv_heads.floor()
+        if "no_brackets" in wrong:
+            kv_heads = above / 2 * V
         return (kv_heads, numbers) if "returned_swapped" in wrong else (numbers, kv_heads)
 
     cached_numbers.wrong = wrong  # so that the variant can make it in the other unit
@@ -131,7 +138,10 @@ CACHED_NUMBERS = Exercise(
     rtol=1e-6,
     properties=(
         Property("every layer keeps more than the latent alone", _more_than_the_latent),
-        Property("a GQA model with kv_heads key-value heads caches as much", _as_much_as_gqa),
+        Property(
+            "`numbers` and `kv_heads` fit together: GQA caches kv_heads · 2 · v_head_dim · n_layers numbers",
+            _as_much_as_gqa,
+        ),
     ),
     misconceptions=(
         Misconception(
@@ -254,6 +264,39 @@ CACHED_NUMBERS = Exercise(
             "First the numbers cached, then the key-value heads.",
             "In real models",
         ),
+        Misconception(
+            "rope_of_one_layer",
+            "the rotary key is counted for one layer only",
+            "Every layer keeps a latent and a rotary key, so n_layers multiplies both, with brackets round the sum: "
+            "`n_layers * (kv_lora_rank + qk_rope_head_dim)`.",
+            "In real models",
+        ),
+        Misconception(
+            "rope_not_compared",
+            "the rotary key is left out of the comparison",
+            "The GQA model is to cache as much as MLA does. In a layer that is C + R numbers, not C.",
+            "In real models",
+        ),
+        Misconception(
+            "rounded_down",
+            "the comparison is rounded down",
+            "The result need not be whole: DeepSeek-V3 caches as much as 2.25 key-value heads. Divide with `/`, and "
+            "do not round (`//`, `floor` and `int` do).",
+            "In real models",
+        ),
+        Misconception(
+            "no_brackets",
+            "the divisor has no brackets",
+            "Python goes from left to right: `x / 2 * v` is (x / 2) · v. Write `x / (2 * v)`.",
+            "In real models",
+        ),
+        Misconception(
+            "query_latent",
+            "the query's latent is counted, not that of keys and values",
+            "Cached is what later queries read: the latent of keys and values, `kv_lora_rank` numbers. A query is "
+            "used at its own step only.",
+            "Down and up",
+        ),
     ),
     variants={
         "bytes": Variant(
@@ -370,7 +413,8 @@ SPLIT_UP_PROJECTION = Exercise(
         Misconception(
             "heads_inside",
             "heads alternate row by row",
-            "Rows h·(N + V) … belong to head h, all of them in one piece: `reshape(n_heads, N + V, C)`, heads first.",
+            "Rows h·(N + V) … belong to head h, all of them in one piece: `reshape(n_heads, N + V, C)`, heads first. "
+            "(`chunk(n_heads)` cuts n_heads pieces; `split(n_heads)` cuts pieces of n_heads rows.)",
             "Down and up",
         ),
         Misconception(
@@ -593,7 +637,14 @@ def faulty_absorbed_scores(wrong: frozenset[str]) -> Callable:
             return apply_rotary(x, positions, rotary)
 
         start = 0 if "query_restarts" in wrong else S if "query_behind_all" in wrong else S - T
+        start = start + ("one_too_far" in wrong) - ("one_too_near" in wrong)
         query_positions, key_positions = start + torch.arange(T), torch.arange(S)
+        if "one_position" in wrong:
+            query_positions = query_positions[:1].expand(T)
+        if "last_position" in wrong:
+            query_positions = query_positions[-1:].expand(T)
+        if "normalised_again" in wrong:
+            latent = torch.nn.functional.rms_norm(latent, (C,))
         used = _used_weight(up_key, wrong)
 
         def shared(x):
@@ -624,7 +675,12 @@ def faulty_absorbed_scores(wrong: frozenset[str]) -> Callable:
             whole_key = torch.cat([keys, shared(key_rope).expand(*keys.shape[:-1], R)], -1)
             scores = whole_query @ turned(whole_key, key_positions).mT
         divisor = (N + R) ** 0.5
+        if "content_left_out" in wrong:
+            scores = by_position
         for name, other in (
+            ("root_without_brackets", N + R**0.5),
+            ("multiplied", 1 / divisor),
+            ("root_of_c", C**0.5),
             ("no_scale", 1.0),
             ("parts_scaled_apart", 1.0),
             ("root_of_nope", N**0.5),
@@ -633,6 +689,12 @@ def faulty_absorbed_scores(wrong: frozenset[str]) -> Callable:
         ):
             divisor = other if name in wrong else divisor
         scores = scores / divisor
+        if "position_divided_alone" in wrong:
+            scores = by_content + by_position / divisor
+        if "content_divided_alone" in wrong:
+            scores = by_content / divisor + by_position
+        if "masked" in wrong:
+            scores = scores.masked_fill(key_positions > torch.arange(S - T, S)[:, None], float("-inf"))
         return scores.softmax(-1) if "returns_weights" in wrong else scores
 
     return absorbed_scores
@@ -686,7 +748,8 @@ ABSORBED_SCORES = Exercise(
     atol=1e-4,
     properties=(
         Property(
-            "a query and a key at one position score as if not rotated: (q · W c + q_rope · k_rope) / √(N + R)",
+            "where a query and a key stand at one position, p_i = j, the rotations cancel, and the score is "
+            "(q · W c + q_rope · k_rope) / √(N + R) (look at the positions, at both parts and at the divisor)",
             _same_position_is_no_turn,
         ),
     ),
@@ -769,8 +832,8 @@ ABSORBED_SCORES = Exercise(
         ),
         Misconception(
             "other_layout",
-            "the rotation pairs number i with number i + R/2",
-            "That is Llama's layout. DeepSeek's pairs are neighbours, 2i and 2i + 1: `RotaryEmbedding(R, "
+            "the rotation pairs number m with number m + R/2",
+            "That is Llama's layout. DeepSeek's pairs are neighbours, 2m and 2m + 1: `RotaryEmbedding(R, "
             "interleaved=True)`.",
             "What follows the paper",
         ),
@@ -845,6 +908,83 @@ ABSORBED_SCORES = Exercise(
             "it returns the weights, after the softmax",
             "Asked for are the scores; they may be negative and need not sum to 1.",
             "The code",
+        ),
+        Misconception(
+            "one_too_far",
+            "the queries stand one position too far from the keys",
+            "Positions count from 0 for both: the last query stands at S - 1, as the last key does. The distance "
+            "of a query to its own token's key is 0.",
+            "Absorbed",
+        ),
+        Misconception(
+            "one_too_near",
+            "the queries stand one position before the keys of their own tokens",
+            "Queries and keys count positions alike, both from 0: query i stands at S - T + i, key j at j.",
+            "Absorbed",
+        ),
+        Misconception(
+            "one_position",
+            "all queries are rotated by the first one's position",
+            "Each query has a position of its own: `torch.arange(S - T, S)`.",
+            "Absorbed",
+        ),
+        Misconception(
+            "last_position",
+            "all queries are rotated by the last position",
+            "S - 1 is the position of the last query alone. With one query nothing else shows; several queries have "
+            "each a position of their own: `torch.arange(S - T, S)`.",
+            "Absorbed",
+        ),
+        Misconception(
+            "normalised_again",
+            "the latent is normalised a second time",
+            "`latent` is given normalised already, as a cache holds it.",
+            "Down and up",
+        ),
+        Misconception(
+            "position_divided_alone",
+            "only the position is divided by √(N + R)",
+            "Without brackets `/` takes the last part only. The whole sum is divided: `(content + position) / …`.",
+            "Absorbed",
+        ),
+        Misconception(
+            "content_divided_alone",
+            "only the content is divided by √(N + R)",
+            "The whole sum is divided: add the two parts first, then divide.",
+            "Absorbed",
+        ),
+        Misconception(
+            "content_left_out",
+            "the content is missing",
+            "A score has two parts: content, (Wᵀq) · c, and position. Without the first the model does not know what "
+            "stands there.",
+            "Absorbed",
+        ),
+        Misconception(
+            "root_without_brackets",
+            "the root is taken of R alone",
+            "A power binds tighter than a sum: `N + R ** 0.5` is N + √R. Write `(N + R) ** 0.5`.",
+            "Absorbed",
+        ),
+        Misconception(
+            "multiplied",
+            "the scores are multiplied by √(N + R), not divided",
+            "Divide by `(N + R) ** 0.5`, or multiply by `(N + R) ** -0.5`.",
+            "Absorbed",
+        ),
+        Misconception(
+            "root_of_c",
+            "the scores are divided by √C",
+            "Absorbing changes how a score is computed and not its value: it is still a product of N + R numbers, so "
+            "√(N + R), though the absorbed query has C.",
+            "Absorbed",
+        ),
+        Misconception(
+            "masked",
+            "later keys are masked",
+            "Asked for are the scores of all S keys, later ones too. In a model the mask comes next, and then the "
+            "softmax.",
+            "Absorbed",
         ),
     ),
 )

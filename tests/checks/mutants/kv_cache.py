@@ -5,6 +5,7 @@ index_copy, tril, complex numbers), because the check must recognise the mistake
 """
 
 import math
+import operator
 
 import torch
 
@@ -100,7 +101,7 @@ def _(room_key, room_value, length, key, value):
 @mutant("append_tokens", "one_more")
 def _(room_key, room_value, length, key, value):
     k, v = _cat(room_key, length, key), _cat(room_value, length, value)
-    seen = torch.arange(length + key.size(2) + 1)
+    seen = torch.arange(k.size(2)) <= length + key.size(2)
     return k, v, k[:, :, seen], v[:, :, seen]
 
 
@@ -162,6 +163,37 @@ def _(room_key, room_value, length, key, value):
     return k, v, k[:, :, :end], v[:, :, :end]
 
 
+@mutant("append_tokens", "thrown_away")
+def _(room_key, room_value, length, key, value):
+    end = length + key.size(2)
+    room_key.clone().narrow(2, length, key.size(2)).copy_(key)
+    room_value.clone().narrow(2, length, key.size(2)).copy_(value)
+    return room_key, room_value, room_key[:, :, :end], room_value[:, :, :end]
+
+
+@mutant("append_tokens", "behind_room")
+def _(room_key, room_value, length, key, value):
+    rooms = [torch.cat(both, dim=-2) for both in ((room_key, key), (room_value, value))]
+    return *rooms, *(room.narrow(2, 0, length + key.size(2)) for room in rooms)
+
+
+@mutant("append_tokens", "pushed_in")
+def _(room_key, room_value, length, key, value):
+    keys = torch.cat([room_key.narrow(2, 0, length), key], dim=2)
+    values = torch.cat([room_value.narrow(2, 0, length), value], dim=2)
+    k, v = torch.cat([keys, room_key[:, :, length:]], dim=2), torch.cat([values, room_value[:, :, length:]], dim=2)
+    return k, v, keys, values
+
+
+@mutant("append_tokens", "room_by_room")
+def _(room_key, room_value, length, key, value):
+    results = []
+    for room, new in ((room_key, key), (room_value, value)):
+        joined = _cat(room, length, new)
+        results += [joined, joined[:, :, : length + new.size(2)]]
+    return results
+
+
 @pair("append_tokens", "overwrites_last", "one_less")
 def _(room_key, room_value, length, key, value):
     start = length - 1
@@ -211,6 +243,18 @@ def _(room_key, room_value, length, key, value):
     return keys, values, keys, values
 
 
+@pair("append_tokens", "behind_room", "whole_room")
+def _(room_key, room_value, length, key, value):
+    k, v = torch.cat([room_key, key], 2), torch.cat([room_value, value], 2)
+    return k, v, k, v
+
+
+@pair("append_tokens", "room_by_room", "at_start")
+def _(room_key, room_value, length, key, value):
+    k, v, end = _stored(room_key, 0, key), _stored(room_value, 0, value), length + key.size(2)
+    return k, k[:, :, :end], v, v[:, :, :end]
+
+
 @form("append_tokens", "only the last new token is stored", None)
 def _(room_key, room_value, length, key, value):
     end = length + key.size(2)
@@ -226,22 +270,9 @@ def _(room_key, room_value, length, key, value):
     return k, v, k[:, :, :end], v[:, :, :end]
 
 
-@form("append_tokens", "keys, then values: each room with what is read from it", None)
-def _(room_key, room_value, length, key, value):
-    end = length + key.size(2)
-    k, v = _cat(room_key, length, key), _cat(room_value, length, value)
-    return k, k[:, :, :end], v, v[:, :, :end]
-
-
 @form("append_tokens", "two tensors only", None)
 def _(room_key, room_value, length, key, value):
     return torch.cat([room_key[:, :, :length], key], 2), torch.cat([room_value[:, :, :length], value], 2)
-
-
-@form("append_tokens", "new tokens behind the whole room", None)
-def _(room_key, room_value, length, key, value):
-    k, v = torch.cat([room_key, key], 2), torch.cat([room_value, value], 2)
-    return k, v, k, v
 
 
 @form("append_tokens", "the new tokens in the other order", None)
@@ -482,6 +513,81 @@ def _(query, key, value, padding, base):
     return _seen(q, key, value, _causal(query, key) & padding, scale=1 / query.shape[-1])
 
 
+@mutant("decode_chunk", "behind_all")
+def _(query, key, value, padding, base):
+    q = _turned(query, key.shape[2] + torch.arange(query.shape[2]), base)
+    return _seen(q, key, value, _causal(query, key) & padding)
+
+
+@mutant("decode_chunk", "last_position")
+def _(query, key, value, padding, base):
+    q = _turned(query, torch.full((query.shape[2],), key.shape[2] - 1), base)
+    return _seen(q, key, value, _causal(query, key) & padding)
+
+
+@mutant("decode_chunk", "top_left_of_several")
+def _(query, key, value, padding, base):
+    T, S = query.shape[2], key.shape[2]
+    mask = padding
+    if T != 1:
+        mask = padding & ~torch.ones(T, S, dtype=torch.bool).triu(1)
+    return _seen(_turned(query, _last(query, key), base), key, value, mask)
+
+
+@mutant("decode_chunk", "one_ahead")
+def _(query, key, value, padding, base):
+    T, S = query.shape[2], key.shape[2]
+    mask = ~torch.ones(T, S).triu(S - T + 2).bool() & padding
+    return _seen(_turned(query, _last(query, key), base), key, value, mask)
+
+
+@mutant("decode_chunk", "only_the_future")
+def _(query, key, value, padding, base):
+    T, S = query.shape[2], key.shape[2]
+    mask = torch.ones(T, S).triu(S - T + 1).bool() & padding
+    return _seen(_turned(query, _last(query, key), base), key, value, mask)
+
+
+@mutant("decode_chunk", "padding_of_queries")
+def _(query, key, value, padding, base):
+    output = _seen(_turned(query, _last(query, key), base), key, value, _causal(query, key))
+    return output * padding[:, 0, 0, -query.shape[2] :][:, None, :, None]
+
+
+@mutant("decode_chunk", "no_brackets")
+def _(query, key, value, padding, base):
+    columns = torch.arange(key.shape[2])
+    mask = _last(query, key).unsqueeze(1) & padding >= columns
+    return _seen(_turned(query, _last(query, key), base), key, value, mask)
+
+
+@mutant("decode_chunk", "not_assigned")
+def _(query, key, value, padding, base):
+    scores = _turned(query, _last(query, key), base) @ key.mT / math.sqrt(query.shape[-1])
+    scores.masked_fill(~(_causal(query, key) & padding), -math.inf)
+    weights = torch.softmax(scores, -1)
+    return torch.nan_to_num(weights) @ value
+
+
+@mutant("decode_chunk", "zero_twice")
+def _(query, key, value, padding, base):
+    forbidden = ~(_causal(query, key) & padding)
+    scores = _turned(query, _last(query, key), base) @ key.mT / math.sqrt(query.shape[-1])
+    return scores.masked_fill(forbidden, 0).softmax(-1).masked_fill(forbidden, 0) @ value
+
+
+@mutant("decode_chunk", "root_of_value")
+def _(query, key, value, padding, base):
+    q = _turned(query, _last(query, key), base)
+    return _seen(q, key, value, _causal(query, key) & padding, scale=1 / math.sqrt(value.shape[-1]))
+
+
+@mutant("decode_chunk", "multiplied")
+def _(query, key, value, padding, base):
+    q = _turned(query, _last(query, key), base)
+    return _seen(q, key, value, _causal(query, key) & padding, scale=math.sqrt(query.shape[-1]))
+
+
 @pair("decode_chunk", "top_left", "query_restarts")
 def _(query, key, value, padding, base):
     T, S = query.shape[2], key.shape[2]
@@ -531,15 +637,30 @@ def _(query, key, value, padding, base):
     return _seen(q, k, value, _causal(query, key) & padding)
 
 
+@pair("decode_chunk", "behind_all", "causal_when_empty")
+def _(query, key, value, padding, base):
+    T, S = query.shape[2], key.shape[2]
+    mask = _causal(query, key) & padding if T == S else padding
+    return _seen(_turned(query, torch.arange(S, S + T), base), key, value, mask)
+
+
+@pair("decode_chunk", "top_left_of_several", "query_restarts")
+def _(query, key, value, padding, base):
+    T, S = query.shape[2], key.shape[2]
+    mask = torch.ones(T, S).tril().bool() & padding if T > 1 else padding
+    return _seen(_turned(query, torch.arange(T), base), key, value, mask)
+
+
+@pair("decode_chunk", "padding_of_queries", "rows_nan")
+def _(query, key, value, padding, base):
+    mask = _causal(query, key) & padding[..., -query.shape[2] :].mT
+    scores = _turned(query, _last(query, key), base) @ key.mT / math.sqrt(query.shape[-1])
+    return torch.where(mask, scores, -math.inf).softmax(-1) @ value
+
+
 @form("decode_chunk", "pairs of neighbours turned", None)
 def _(query, key, value, padding, base):
     q = apply_rotary(query, _last(query, key), RotaryEmbedding(query.shape[-1], base, interleaved=True))
-    return _seen(q, key, value, _causal(query, key) & padding)
-
-
-@form("decode_chunk", "every query at the last position", None)
-def _(query, key, value, padding, base):
-    q = _turned(query, torch.full((query.shape[2],), key.shape[2] - 1), base)
     return _seen(q, key, value, _causal(query, key) & padding)
 
 
@@ -547,12 +668,6 @@ def _(query, key, value, padding, base):
 def _(query, key, value, padding, base):
     T, S = query.shape[2], key.shape[2]
     mask = torch.ones(T, S).triu(S - T).bool() & padding
-    return _seen(_turned(query, _last(query, key), base), key, value, mask)
-
-
-@form("decode_chunk", "padding hidden as queries, not as keys", None)
-def _(query, key, value, padding, base):
-    mask = _causal(query, key) & padding[..., -query.shape[2] :].mT
     return _seen(_turned(query, _last(query, key), base), key, value, mask)
 
 
@@ -679,6 +794,24 @@ def _(n_layers, n_heads, n_kv_heads, head_dim, n_tokens, bytes_per_number):
     return n_tokens.sum() * 2 * n_layers * n_kv_heads * head_dim * bytes_per_number
 
 
+@mutant("cache_bytes", "two_bytes")
+def _(n_layers, n_heads, n_kv_heads, head_dim, n_tokens, bytes_per_number):
+    one = KVCache(1, n_kv_heads, 1, head_dim, dtype=torch.bfloat16)
+    return n_layers * one.nbytes * n_tokens
+
+
+@mutant("cache_bytes", "four_bytes")
+def _(n_layers, n_heads, n_kv_heads, head_dim, n_tokens, bytes_per_number):
+    token = torch.zeros(2, n_layers, n_kv_heads, head_dim)
+    return n_tokens * token.numel() * token.element_size()
+
+
+@mutant("cache_bytes", "eighth")
+def _(n_layers, n_heads, n_kv_heads, head_dim, n_tokens, bytes_per_number):
+    bits = [2 * n_layers * n_kv_heads * head_dim * bytes_per_number * n for n in n_tokens.tolist()]
+    return torch.tensor([n >> 3 for n in bits])
+
+
 @pair("cache_bytes", "keys_only", "numbers_only")
 def _(n_layers, n_heads, n_kv_heads, head_dim, n_tokens, bytes_per_number):
     return n_layers * n_kv_heads * head_dim * n_tokens
@@ -712,6 +845,16 @@ def _(n_layers, n_heads, n_kv_heads, head_dim, n_tokens, bytes_per_number):
 @pair("cache_bytes", "in_gib", "summed")
 def _(n_layers, n_heads, n_kv_heads, head_dim, n_tokens, bytes_per_number):
     return (n_tokens * (2 * n_layers * n_kv_heads * head_dim * bytes_per_number)).sum() / 2**30
+
+
+@pair("cache_bytes", "query_heads", "two_bytes")
+def _(n_layers, n_heads, n_kv_heads, head_dim, n_tokens, bytes_per_number):
+    return 4 * n_layers * n_heads * head_dim * n_tokens
+
+
+@form("cache_bytes", "counted in float32, then made whole", None)
+def _(n_layers, n_heads, n_kv_heads, head_dim, n_tokens, bytes_per_number):
+    return (n_tokens.float() * (2 * n_layers * n_kv_heads * head_dim * bytes_per_number)).long()
 
 
 @form("cache_bytes", "a list of numbers", None)
@@ -918,6 +1061,32 @@ def _(key, value, bits):
     return a, c, b, d, f, e
 
 
+@mutant("quantize_cache", "whole_range")
+def _(key, value, bits):
+    results = []
+    for x, dim in ((key, 2), (value, 3)):
+        low = x.amin(dim, keepdim=True)
+        span = x.amax(dim, keepdim=True) - low
+        results += [((x - low) * (2**bits - 1) / span).round().byte(), span, low]
+    return results
+
+
+@mutant("quantize_cache", "no_brackets")
+def _(key, value, bits):
+    results = []
+    for x, dim in ((key, 2), (value, 3)):
+        low, high = torch.aminmax(x, dim=dim, keepdim=True)
+        step = (high - low) / 2**bits - 1
+        results += [_coded(x, step, low), step, low]
+    return results
+
+
+@mutant("quantize_cache", "power_as_xor")
+def _(key, value, bits):
+    levels = operator.xor(2, bits - 1)
+    return *_quantized(key, 2, levels), *_quantized(value, 3, levels)
+
+
 @pair("quantize_cache", "keys_per_token", "values_per_channel")
 def _(key, value, bits):
     levels = 2**bits - 1
@@ -971,6 +1140,22 @@ def _(key, value, bits):
     levels = 2**bits - 1
     (a, b, c), (d, e, f) = _quantized(key, 2, levels), _quantized(value, 2, levels)
     return a, c, b, d, f, e
+
+
+@pair("quantize_cache", "whole_range", "truncated")
+def _(key, value, bits):
+    results = []
+    for x, dim in ((key, 2), (value, 3)):
+        low = x.amin(dim, keepdim=True)
+        span = x.amax(dim, keepdim=True) - low
+        results += [((x - low) / (span / (2**bits - 1))).byte(), span, low]
+    return results
+
+
+@form("quantize_cache", "`^` as a power, in brackets", None)
+def _(key, value, bits):
+    levels = (2 ^ bits) - 1
+    return *_quantized(key, 2, levels), *_quantized(value, 3, levels)
 
 
 @form("quantize_cache", "one scale, with four axes", "one_scale")

@@ -43,6 +43,7 @@ mutant("cached_numbers", "expanded")(_one_by_one(lambda H, Q, C, N, R, V: H * (N
 mutant("cached_numbers", "expanded_rope_shared")(_one_by_one(lambda H, Q, C, N, R, V: H * N + H * V + R))
 mutant("cached_numbers", "query_added")(_one_by_one(lambda H, Q, C, N, R, V: Q + C + R))
 mutant("cached_numbers", "nope_added")(_one_by_one(lambda H, Q, C, N, R, V: C + (N + R)))
+mutant("cached_numbers", "query_latent")(_one_by_one(lambda H, Q, C, N, R, V: Q + R))
 
 
 @mutant("cached_numbers", "layers_left_out")
@@ -101,6 +102,29 @@ def _(layers, heads, q_rank, kv_rank, nope, rope, v):
     return 2 * layers * (kv_rank + rope), (kv_rank + rope) / (2 * v)
 
 
+@mutant("cached_numbers", "rope_of_one_layer")
+def _(layers, heads, q_rank, kv_rank, nope, rope, v):
+    return rope + kv_rank * layers, (rope + kv_rank) / (2 * v)
+
+
+@mutant("cached_numbers", "rope_not_compared")
+def _(layers, heads, q_rank, kv_rank, nope, rope, v):
+    numbers = torch.stack([kv_rank, rope]).sum(0) * layers
+    return numbers, kv_rank / v / 2
+
+
+@mutant("cached_numbers", "rounded_down")
+def _(layers, heads, q_rank, kv_rank, nope, rope, v):
+    cached = kv_rank + rope
+    kv_heads = [float(int(n / (2 * size))) for n, size in zip(cached.tolist(), v.tolist(), strict=True)]
+    return layers * cached, torch.tensor(kv_heads)
+
+
+@mutant("cached_numbers", "no_brackets")
+def _(layers, heads, q_rank, kv_rank, nope, rope, v):
+    return layers * (kv_rank + rope), (kv_rank + rope) * v * 0.5
+
+
 pair("cached_numbers", "doubled", "rope_left_out")(_one_by_one(lambda H, Q, C, N, R, V: 2 * C))
 pair("cached_numbers", "expanded", "rope_left_out")(_one_by_one(lambda H, Q, C, N, R, V: H * (N + V)))
 pair("cached_numbers", "heads_multiplied", "rope_left_out")(_one_by_one(lambda H, Q, C, N, R, V: H * C))
@@ -124,6 +148,21 @@ def _(layers, heads, q_rank, kv_rank, nope, rope, v):
     return layers * kv_rank, kv_rank // (2 * v)
 
 
+@pair("cached_numbers", "rope_of_one_layer", "key_alone")
+def _(layers, heads, q_rank, kv_rank, nope, rope, v):
+    return layers * kv_rank + rope, (kv_rank + rope) / v
+
+
+@pair("cached_numbers", "rope_left_out", "no_brackets")
+def _(layers, heads, q_rank, kv_rank, nope, rope, v):
+    return layers * kv_rank, kv_rank / 2 * v
+
+
+@pair("cached_numbers", "rope_not_compared", "key_alone")
+def _(layers, heads, q_rank, kv_rank, nope, rope, v):
+    return layers * (kv_rank + rope), kv_rank / v
+
+
 @pair("cached_numbers", "numbers_doubled", "rope_left_out")
 def _(layers, heads, q_rank, kv_rank, nope, rope, v):
     return 2 * kv_rank * layers, kv_rank / (v + v)
@@ -142,6 +181,11 @@ def _(layers, heads, q_rank, kv_rank, nope, rope, v):
 @form("cached_numbers", "numbers as floats", None)
 def _(layers, heads, q_rank, kv_rank, nope, rope, v):
     return layers.float() * (kv_rank + rope), (kv_rank + rope) / (2 * v)
+
+
+@form("cached_numbers", "the second result in float64", None)
+def _(layers, heads, q_rank, kv_rank, nope, rope, v):
+    return layers * (kv_rank + rope), (kv_rank + rope).double() / (2 * v)
 
 
 @form("cached_numbers", "rounded to the nearest head", None)
@@ -243,6 +287,18 @@ def _(weight, n_heads, nope_dim):
     V, _ = _sizes(weight, n_heads, nope_dim)
     key, value = weight.unflatten(0, (n_heads, -1)).split([nope_dim, V], dim=1)
     return value, key
+
+
+@form("split_up_projection", "pieces of n_heads rows side by side", "heads_inside")
+def _(weight, n_heads, nope_dim):
+    heads = torch.stack(weight.split(n_heads), dim=1)
+    return heads[:, :nope_dim], heads[:, nope_dim:]
+
+
+@form("split_up_projection", "pieces of n_heads rows taken for heads", None)
+def _(weight, n_heads, nope_dim):
+    heads = torch.stack(weight.split(n_heads))
+    return heads[:, :nope_dim], heads[:, nope_dim:]
 
 
 @pair("split_up_projection", "keys_of_all_first", "values_first")
@@ -642,6 +698,108 @@ def _(query_nope, query_rope, latent, key_rope, up_key):
     return query @ key.transpose(-2, -1) / _root(query_nope, query_rope)
 
 
+@mutant("absorbed_scores", "one_too_far")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    start = latent.shape[1] - query_nope.shape[2] + 1  # as if S did not count the first of the new tokens
+    products = _content(query_nope, latent, up_key) + _position(query_rope, key_rope, start=start)
+    return products / _root(query_nope, query_rope)
+
+
+@mutant("absorbed_scores", "one_too_near")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    last = latent.shape[1] - 1
+    products = _content(query_nope, latent, up_key) + _position(query_rope, key_rope, last - query_rope.shape[2])
+    return products / _root(query_nope, query_rope)
+
+
+def _at_one_place(query_rope, key_rope, place):
+    """The rotary part of the products, every query turned by `place`."""
+    queries = [_neighbours_turned(query_rope[:, :, i : i + 1], place) for i in range(query_rope.shape[2])]
+    return torch.cat(queries, dim=2) @ _neighbours_turned(key_rope)[:, None].mT
+
+
+@mutant("absorbed_scores", "one_position")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    position = _at_one_place(query_rope, key_rope, latent.shape[1] - query_rope.shape[2])
+    return (_content(query_nope, latent, up_key) + position) / _root(query_nope, query_rope)
+
+
+@mutant("absorbed_scores", "last_position")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    position = _at_one_place(query_rope, key_rope, latent.shape[1] - 1)
+    return (_content(query_nope, latent, up_key) + position) / _root(query_nope, query_rope)
+
+
+@mutant("absorbed_scores", "normalised_again")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    latent = latent / (latent.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    products = _content(query_nope, latent, up_key) + _position(query_rope, key_rope)
+    return products / _root(query_nope, query_rope)
+
+
+@mutant("absorbed_scores", "position_divided_alone")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    root = _root(query_nope, query_rope)
+    return query_nope @ up_key @ latent[:, None].mT + _position(query_rope, key_rope) / root
+
+
+@mutant("absorbed_scores", "content_divided_alone")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    scores = _content(query_nope / _root(query_nope, query_rope), latent, up_key)
+    return scores + _position(query_rope, key_rope)
+
+
+@mutant("absorbed_scores", "content_left_out")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    return _position(query_rope, key_rope) / _root(query_nope, query_rope)
+
+
+@mutant("absorbed_scores", "root_without_brackets")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    products = _content(query_nope, latent, up_key) + _position(query_rope, key_rope)
+    return products / (query_nope.shape[-1] + math.sqrt(query_rope.shape[-1]))
+
+
+@mutant("absorbed_scores", "multiplied")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    root = _root(query_nope, query_rope)
+    return _content(root * query_nope, latent, up_key) + _position(root * query_rope, key_rope)
+
+
+@mutant("absorbed_scores", "root_of_c")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    absorbed = torch.einsum("bhtn,hnc->bhtc", query_nope, up_key)
+    content = torch.einsum("bhtc,bsc->bhts", absorbed, latent)
+    return (content + _position(query_rope, key_rope)) * absorbed.shape[-1] ** -0.5
+
+
+@mutant("absorbed_scores", "masked")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    scores = (_content(query_nope, latent, up_key) + _position(query_rope, key_rope)) / _root(query_nope, query_rope)
+    T, S = scores.shape[2:]
+    seen = torch.ones(T, S, dtype=torch.bool).tril(S - T)
+    return torch.where(seen, scores, -math.inf)
+
+
+@pair("absorbed_scores", "masked", "returns_weights")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    scores = (_content(query_nope, latent, up_key) + _position(query_rope, key_rope)) / _root(query_nope, query_rope)
+    T, S = scores.shape[2:]
+    return (scores + torch.full((T, S), -math.inf).triu(S - T + 1)).softmax(-1)
+
+
+@pair("absorbed_scores", "query_restarts", "position_divided_alone")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    position = _position(query_rope, key_rope, start=0)
+    return _content(query_nope, latent, up_key) + position / _root(query_nope, query_rope)
+
+
+@pair("absorbed_scores", "last_position", "no_scale")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    position = _at_one_place(query_rope, key_rope, latent.shape[1] - 1)
+    return query_nope @ up_key @ latent[:, None].mT + position
+
+
 @pair("absorbed_scores", "batch_for_heads", "root_of_latent")
 def _(query_nope, query_rope, latent, key_rope, up_key):
     start = latent.shape[1] - query_nope.shape[2]
@@ -722,11 +880,6 @@ def _(query_nope, query_rope, latent, key_rope, up_key):
     return (content + position) / _root(query_nope, query_rope)
 
 
-@form("absorbed_scores", "the content left out", None)
-def _(query_nope, query_rope, latent, key_rope, up_key):
-    return _position(query_rope, key_rope) / _root(query_nope, query_rope)
-
-
 @form("absorbed_scores", "each key turned by the query's position", None)
 def _(query_nope, query_rope, latent, key_rope, up_key):
     start = latent.shape[1] - query_nope.shape[2]
@@ -764,11 +917,18 @@ def _(query_nope, query_rope, latent, key_rope, up_key):
     return _content(query_nope, latent, up_key) * _position(query_rope, key_rope) / _root(query_nope, query_rope)
 
 
-@form("absorbed_scores", "later keys masked", None)
+@form("absorbed_scores", "later keys get a large negative number", None)
 def _(query_nope, query_rope, latent, key_rope, up_key):
     scores = (_content(query_nope, latent, up_key) + _position(query_rope, key_rope)) / _root(query_nope, query_rope)
     T, S = scores.shape[2:]
-    return scores.masked_fill(torch.arange(S) > torch.arange(S - T, S)[:, None], -math.inf)
+    return scores.masked_fill(torch.arange(S) > torch.arange(S - T, S)[:, None], -1e9)
+
+
+@form("absorbed_scores", "keys counted from 1, queries from 0", "one_too_near")
+def _(query_nope, query_rope, latent, key_rope, up_key):
+    start = latent.shape[1] - query_nope.shape[2]
+    position = _neighbours_turned(query_rope, start) @ _neighbours_turned(key_rope, 1)[:, None].mT
+    return (query_nope @ up_key @ latent[:, None].mT + position) / _root(query_nope, query_rope)
 
 
 @form("absorbed_scores", "turned the other way round, the query alone", None)
