@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from attncourse.checks.common import COMMON_HABITS, one_call, strided
+from attncourse.checks.common import COMMON_HABITS, EXTREME, one_call, strided
 from attncourse.checks.script import Call, Result, Script
 from attncourse.checks.spec import Exercise, Inputs, Misconception, Output, Property, Variant
 
 CHAPTER = "13_gqa"
+LOW_FILL = "With `softmax`, look at the fill: -100 is not low beside a score of -300, so fill with -inf."
 
 
 # --- repeat_kv --------------------------------------------------------------------------------------------------
@@ -39,8 +40,10 @@ def faulty_repeat_kv(wrong: frozenset[str], tiled: bool = False) -> Callable:
             return torch.stack(copies, 3).reshape(B, G * n, S, D)
         if "not_merged" in wrong:
             return torch.stack(copies, 2)
+        if "copies_in_tokens" in wrong:
+            return torch.cat(copies, 2)
         axis = next((i for i, name in ((0, "over_batch"), (2, "over_tokens"), (3, "over_numbers")) if name in wrong), 1)
-        if tiled != ("other_order" in wrong):
+        if tiled != ("other_order" in wrong) and axis != 2:  # over the tokens that is "copies_in_tokens"
             return torch.cat(copies, axis)
         return torch.stack(copies, axis + 1).flatten(axis, axis + 1)
 
@@ -101,6 +104,13 @@ REPEAT_KV = Exercise(
             "Query head h reads key head h // n_repeats, so the copies of a head stand side by side: A A B B. "
             "`repeat` gives A B A B, where it reads key head h mod G. Shapes are the same, and a checkpoint trained "
             f"with one is noise with the other ({_AS_ASKED}).",
+            "Which head reads which",
+        ),
+        Misconception(
+            "copies_in_tokens",
+            "the copies of a head stand one after the other among its tokens",
+            "The copies are right and joined along the wrong axis: more heads are asked for, not more tokens. Heads "
+            "are axis 1 of (B, G, S, D). Where the copies have an axis of their own, join it with the heads.",
             "Which head reads which",
         ),
         Misconception(
@@ -361,16 +371,32 @@ def faulty_grouped_attention(wrong: frozenset[str]) -> Callable:
             sets = sets.mean(2, keepdim=True).expand_as(sets)
         scores = torch.einsum("bgntd,bgsd->bgnts", sets, key)
         if "not_scaled" not in wrong:
-            scores = scores / (value.shape[-1] if "value_size" in wrong else H * D if "width" in wrong else D) ** 0.5
+            size = value.shape[-1] if "value_size" in wrong else H * D if "width" in wrong else D
+            scores = scores / size ** (1.0 if "no_root" in wrong else 0.5)
         row = torch.arange(n * T).view(n, T, 1)
         n_rows = n * T if "rows_are_tokens" in wrong else T
-        place = (row if "rows_are_tokens" in wrong else row % T) + (0 if "top_left" in wrong else S - n_rows)
-        allowed = place >= torch.arange(S)
+        if "mask_by_token" in wrong:
+            row = row // n
+        elif not wrong & {"rows_are_tokens", "rows_go_on"}:
+            row = row % T
+        place = row + (0 if "top_left" in wrong else S - n_rows)
+        place = place + int("one_ahead" in wrong) - int("self_left_out" in wrong)
+        allowed = place <= torch.arange(S) if "transposed" in wrong else place >= torch.arange(S)
         if "not_causal" in wrong or ("causal_when_empty" in wrong and S > T):
             allowed = torch.ones_like(allowed)
         if mask is not None and "mask_ignored" not in wrong:
             padding = ~mask if "mask_inverted" in wrong else mask
-            allowed = allowed & (padding if "mask_over_heads" in wrong else padding.unsqueeze(1))
+            if "at_the_front" in wrong:
+                padding = torch.arange(S) >= (~mask).sum(-1, keepdim=True)
+            if "mask_replaces" in wrong:
+                allowed = torch.ones_like(allowed)
+            if "padding_after" not in wrong:
+                seen = padding if "mask_over_heads" in wrong else padding.unsqueeze(1)
+                allowed = allowed | seen if "either" in wrong else allowed & seen
+            if "blind_padding" in wrong:
+                allowed = allowed & mask[..., -T:].mT.unsqueeze(1)
+        if "inverted" in wrong:
+            allowed = ~allowed
         axis = -2 if "over_queries" in wrong else -1
         if "mask_multiplies" in wrong:
             weights = (scores * allowed).softmax(axis)
@@ -382,7 +408,11 @@ def faulty_grouped_attention(wrong: frozenset[str]) -> Callable:
             weights = torch.where(allowed, scores, fill).softmax(axis)
             if not wrong & {"empty_nan", "empty_even"}:
                 weights = torch.where(allowed, weights, 0.0)
+        if "padding_after" in wrong and mask is not None:
+            weights = weights * mask.unsqueeze(1)
         output = torch.einsum("bgnts,bgsv->bgntv", weights, value)
+        if "heads_mixed" in wrong:
+            return output.flatten(1, 3).unflatten(1, (T, H)).transpose(1, 2)
         merged_otherwise = ("other_order" in wrong) != ("merged_otherwise" in wrong)
         return (output.transpose(1, 2) if merged_otherwise else output).flatten(1, 2)
 
@@ -393,7 +423,10 @@ def grouped_attention_scripts(seed: int) -> Iterator[Script]:
     inputs = Inputs(13200 + seed)
 
     def arguments(B: int, H: int, G: int, T: int, S: int, D: int, Dv: int, *lengths: int) -> dict:
-        real = torch.arange(S) >= S - torch.tensor(lengths)[:, None] if lengths else None  # padded on the left
+        """Sequences of these lengths, padded on the left; of a negative one, on the right."""
+        place, real = torch.arange(S), None
+        if lengths:
+            real = torch.stack([place >= S - n if n > 0 else place < -n for n in lengths])
         return {
             "query": inputs.normal(B, H, T, D, spread=1.7),
             "key": inputs.normal(B, G, S, D, spread=1.7),
@@ -406,6 +439,7 @@ def grouped_attention_scripts(seed: int) -> Iterator[Script]:
     yield one_call("padded sequences", arguments(3, 4, 2, 2, 4, 3, 5, 3, 4, 2))
     yield one_call("sequences that begin late", arguments(2, 6, 3, 4, 4, 2, 3, 2, 3))
     yield one_call("as many sequences as key heads", arguments(2, 4, 2, 2, 3, 4, 5, 3, 2))
+    yield one_call("padded on the right", arguments(3, 4, 2, 3, 5, 3, 4, -3, -4, 4))
     yield one_call("a batch, all sizes different", arguments(2, 12, 3, 5, 8, 6, 7, 6, 8))
     yield one_call("all sizes equal", arguments(4, 4, 4, 4, 4, 4, 4, 4, 3, 2, 1))
     yield one_call("one key head", arguments(2, 4, 1, 3, 4, 5, 6))
@@ -418,6 +452,8 @@ def grouped_attention_scripts(seed: int) -> Iterator[Script]:
     given = arguments(2, 4, 2, 3, 4, 5, 3, 4, 3)
     double = {name: t if name == "mask" else t.double() for name, t in given.items()}
     yield one_call("float64", double, "float64")
+    large = arguments(2, 4, 2, 4, 4, 4, 5, 4, 3)
+    yield one_call("scores of a few hundred", large | {"query": large["query"] * 60}, "extreme")
 
 
 def _seen(call: Call) -> Tensor:
@@ -455,11 +491,11 @@ GROUPED_ATTENTION = Exercise(
     properties=(
         Property("a query with no key to attend to gets zeros", _nothing_gives_zeros),
         Property(
-            "a query of head h with one key to attend to gets its value, of key head h // (H/G)",
+            "a query with one key to attend to gets that key's value, of value head h // (H/G)",
             _one_key_gives_its_value,
         ),
     ),
-    habits=COMMON_HABITS,
+    habits=COMMON_HABITS | {"extreme": f"{EXTREME} {LOW_FILL}"},
     forbidden=("scaled_dot_product_attention", "multi_head_attention_forward"),
     misconceptions=(
         Misconception(
@@ -474,6 +510,13 @@ GROUPED_ATTENTION = Exercise(
             "the heads come out in another order than they went in",
             "(B, G, H/G, T, Dv) becomes (B, H, T, Dv) by joining axes 1 and 2 as they stand: head g·H/G + r is number "
             "r of key head g. No transpose.",
+            "Which head reads which",
+        ),
+        Misconception(
+            "heads_mixed",
+            "the outputs go back to heads in another order than the rows came in",
+            "The rows stand head after head, all T tokens of each: (B, G, H/G·T, Dv) becomes (B, H, T, Dv) in one "
+            "reshape, with H before T and no transpose.",
             "Which head reads which",
         ),
         Misconception(
@@ -510,6 +553,44 @@ GROUPED_ATTENTION = Exercise(
             "Which head reads which",
         ),
         Misconception(
+            "rows_go_on",
+            "the positions go on from head to head: the second head of a set begins where the first ends",
+            "Each head has the same T tokens, at the same positions. Mask at (B, H, T, S), or repeat the (T, S) mask "
+            "for each of the H/G heads.",
+            "Which head reads which",
+        ),
+        Misconception(
+            "mask_by_token",
+            "the mask has the rows of one token side by side, and the queries stand head by head",
+            "`repeat_interleave` repeats each row of the mask H/G times in a row. The queries stand head after head: "
+            "repeat the whole (T, S) mask, or mask at (B, H, T, S).",
+            "Which head reads which",
+        ),
+        Misconception(
+            "inverted",
+            "the keys that may be seen are hidden, and the others seen",
+            "`masked_fill` fills where its mask is True: where True = may attend it wants `~allowed`.",
+            "The code",
+        ),
+        Misconception(
+            "transposed",
+            "each query sees itself and what comes after it",
+            "The row is the query and the column the key: hide the keys that come after the query.",
+            "The code",
+        ),
+        Misconception(
+            "one_ahead",
+            "a query sees one key too many, the one after its own",
+            "Query t stands at S - T + t and sees the keys up to there: `<=` with that position, or `tril(S - T)`.",
+            "The code",
+        ),
+        Misconception(
+            "self_left_out",
+            "a query does not see its own key",
+            "A token may read itself: key S - T + t is allowed too.",
+            "By hand",
+        ),
+        Misconception(
             "causal_when_empty",
             "later keys are hidden only where there is no past",
             "With T = 1 that is right, and so it is overlooked. Where several tokens follow a past, each still sees "
@@ -520,6 +601,38 @@ GROUPED_ATTENTION = Exercise(
             "mask_ignored",
             "the mask is not used",
             "Padding then takes part, as if it were text. Where `mask` is given, a key must be allowed by both.",
+            "The code",
+        ),
+        Misconception(
+            "mask_replaces",
+            "where there is a mask, later keys are not hidden",
+            "The mask says what is padding, and nothing about later keys. Both count: start from the causal mask, and "
+            "join `mask` to it where there is one.",
+            "The code",
+        ),
+        Misconception(
+            "either",
+            "a key is seen that one of the two masks allows",
+            "It must be allowed by both: join them with `&`, not `|`.",
+            "The code",
+        ),
+        Misconception(
+            "padding_after",
+            "the weights of padding are set to zero after the softmax",
+            "Padding has already taken its share: the rest sums to less than 1. Fill its scores with -inf too.",
+            "The code",
+        ),
+        Misconception(
+            "blind_padding",
+            "queries that are padding get zeros",
+            "Only a query with no key to attend to gets zeros. With padding on the right, a padded query still has the "
+            "keys before it.",
+            "The code",
+        ),
+        Misconception(
+            "at_the_front",
+            "padding is taken to be on the left",
+            "How many keys are padding does not say which. Use the mask itself: a key is real where it is True.",
             "The code",
         ),
         Misconception(
@@ -568,6 +681,13 @@ GROUPED_ATTENTION = Exercise(
             "not_scaled",
             "the scores are not divided by the square root of D",
             "Asked for is scaled dot-product attention: without it the scores grow with D, and the softmax saturates.",
+            "By hand",
+        ),
+        Misconception(
+            "no_root",
+            "the scores are divided by D, not by √D",
+            "A dot product of D numbers spreads out with √D. Divided by D, the weights are nearly equal where D is "
+            "large.",
             "By hand",
         ),
         Misconception(
@@ -620,10 +740,15 @@ def faulty_pool_heads(wrong: frozenset[str]) -> Callable:
             sets = sets.mean(0, keepdim=True).expand_as(sets)
         if "over_numbers" in wrong:
             return sets.mean(2).flatten(0, 1)
+        if "over_sets" in wrong:
+            return sets.mean(0).flatten(0, 1)
         if "first_only" in wrong:
             pooled = sets[:, 0]
         else:
-            divisor = 1 if "summed" in wrong else G if "divided_by_kv" in wrong else n
+            divisor = 1 if "summed" in wrong else H if "divided_by_all" in wrong else n
+            divisor = G if "divided_by_kv" in wrong else divisor
+            if "overlapping" in wrong:
+                sets = torch.stack([sets.flatten(0, 1)[g : g + n] for g in range(G)])
             pooled = sets.sum(1) / divisor
         if "as_many_as_before" in wrong:
             pooled = pooled.repeat_interleave(n, 0)
@@ -703,6 +828,24 @@ POOL_HEADS = Exercise(
             "Converting a checkpoint",
         ),
         Misconception(
+            "over_sets",
+            "the sets are averaged with each other, not the heads of a set",
+            "In (G, H/G, D, d_model) axis 0 is the sets and axis 1 the heads of a set: the mean runs over axis 1.",
+            "Converting a checkpoint",
+        ),
+        Misconception(
+            "overlapping",
+            "set g begins at head g",
+            "A set has H/G heads, so set g begins at head g · H/G. Here sets overlap, and the last heads are in none.",
+            "Which head reads which",
+        ),
+        Misconception(
+            "divided_by_all",
+            "the sum is divided by H",
+            "H/G heads are added, so divide by H/G.",
+            "Converting a checkpoint",
+        ),
+        Misconception(
             "first_only",
             "the first head of each set is kept",
             "That is another way to convert, and in the paper's comparison the worse one. Asked for is the mean.",
@@ -776,7 +919,7 @@ def heads_in_budget(
 
 def faulty_heads_in_budget(wrong: frozenset[str]) -> Callable:
     def heads_in_budget(n_tokens, n_heads, head_dim, n_layers, bytes_per_number, budget):
-        one_head = head_dim * (1 if "keys_only" in wrong else 2)
+        one_head = (1 if "no_head_dim" in wrong else head_dim) * (1 if "keys_only" in wrong else 2)
         if "one_layer" not in wrong:
             one_head *= n_layers
         if "no_bytes" not in wrong:
@@ -784,7 +927,10 @@ def faulty_heads_in_budget(wrong: frozenset[str]) -> Callable:
 
         def fits(g, n):
             needed = one_head * n * (n_heads if "all_heads_cached" in wrong else g)
-            return needed < budget if "strict" in wrong else needed <= budget
+            most = budget
+            if "rounded" in wrong:
+                needed, most = torch.tensor([needed, budget]).float().tolist()
+            return needed < most if "strict" in wrong else needed <= most
 
         choices = [g for g in range(1, n_heads + 1) if n_heads % g == 0 or "any_number" in wrong]
         if "powers_of_two" in wrong:
@@ -804,6 +950,12 @@ def faulty_heads_in_budget(wrong: frozenset[str]) -> Callable:
                 best = min((g for g in choices if g >= most > 0), default=best)
             if "at_least_one" in wrong:
                 best = max(best, 1)
+            if "bytes_returned" in wrong:
+                best = best * one_head * n
+            if "place_in_list" in wrong:
+                best = choices.index(best) if best else 0
+            if "how_many_fit" in wrong:
+                best = len([g for g in choices if fits(g, n)])
             if "sharers" in wrong and best:
                 best = n_heads // best
             found.append(best)
@@ -825,6 +977,8 @@ def heads_in_budget_scripts(seed: int) -> Iterator[Script]:
     yield script("six heads of eight", [25, 50, 87, 128, 250], 6, 8, 8, 4, 2**18)
     yield script("twenty-eight heads", [512, 1024, 1250, 2250, 7500, 32768], 28, 8, 3, 1, 3 * 2**17)
     some = torch.randint(200, 2600, (7,), generator=inputs.generator).tolist()
+    # float32 cannot tell this budget from 32 MiB.
+    yield script("32 MiB but for one byte", [2**11, 2**12, 2**13, 2**18], 64, 8, 4, 2, 2**25 - 1)
     yield script("seven lengths, thirty-six heads", some, 36, 3, 5, 1, 5 * 2**16 + 13 * seed)
 
 
@@ -872,6 +1026,37 @@ HEADS_IN_BUDGET = Exercise(
             "no_bytes",
             "numbers are counted, not bytes",
             "The budget is in bytes, and a number takes bytes_per_number of them.",
+            "The problem",
+        ),
+        Misconception(
+            "no_head_dim",
+            "D is left out",
+            "Each key and each value of a head is D numbers: multiply by head_dim.",
+            "The problem",
+        ),
+        Misconception(
+            "rounded",
+            "the bytes are compared in float32",
+            "It has 24 bits: past 16 million, neighbouring whole numbers become one, and a cache one byte too large "
+            "fits. Compare whole numbers: multiply, or divide with `//`.",
+            "The problem",
+        ),
+        Misconception(
+            "bytes_returned",
+            "it is the bytes that so many heads take",
+            "Asked for is G: where the bytes are within the budget, take the divisor and not the bytes.",
+            "The problem",
+        ),
+        Misconception(
+            "place_in_list",
+            "it is the place of the divisor in the list of divisors",
+            "`argmax` says where it stands. Asked for is the divisor itself, and 0 where none fits.",
+            "The problem",
+        ),
+        Misconception(
+            "how_many_fit",
+            "it is how many divisors fit",
+            "Asked for is the largest of them.",
             "The problem",
         ),
         Misconception(

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from attncourse.checks.common import COMMON_HABITS, one_call
+from attncourse.checks.common import COMMON_HABITS, EXTREME, one_call
 from attncourse.checks.script import Call, Result, Script
 from attncourse.checks.spec import Exercise, Inputs, Misconception, Output, Property
 
 CHAPTER = "12_mqa"
+LOW_FILL = "With `softmax`, look at the fill: -100 is not low beside a score of -300, so fill with -inf."
 
 
 # --- split_one_key ----------------------------------------------------------------------------------------------
@@ -31,11 +32,15 @@ def faulty_split_one_key(wrong: frozenset[str]) -> Callable:
             heads = torch.stack([fused[..., h :: H + 2] for h in range(H + 2)], 1)
         else:
             heads = torch.stack(fused.split(D, -1), 1)
+        if "one_too_early" in wrong:
+            heads = heads[:, [*range(H), H - 1, H]]
         if "value_first" in wrong:
             heads = torch.cat([heads[:, :H], heads[:, H:].flip(1)], 1)
         if "queries_last" in wrong:
             heads = heads.roll(-2, 1)
         query, key, value = heads.tensor_split((H, H + 1), 1)
+        if "queries_viewed" in wrong:
+            query = fused[..., : H * D].reshape(B, H, T, D)
         if "key_for_value" in wrong:
             value = key.clone()
         if "repeated" in wrong:
@@ -95,6 +100,13 @@ SPLIT_ONE_KEY = Exercise(
             "The code",
         ),
         Misconception(
+            "queries_viewed",
+            "the queries are cut into (B, H, T, D) without a transpose",
+            "The right numbers are cut off, but `reshape` keeps their order, so a head gets numbers of several tokens. "
+            "Cut the last axis first, (B, T, H, D), then exchange the heads with T.",
+            "The code",
+        ),
+        Misconception(
             "interleaved",
             "the heads are interleaved",
             "(B, T, D, H + 2) gives head h every (H + 2)-th number. Here a head gets D neighbours: cut the width into "
@@ -118,6 +130,12 @@ SPLIT_ONE_KEY = Exercise(
             "the value is the key once more",
             "Of the H + 2 heads the last but one is the key and the last is the value.",
             "One key for all heads",
+        ),
+        Misconception(
+            "one_too_early",
+            "the last query is taken for the key, and the key for the value",
+            "Heads count from 0: the queries are heads 0 … H - 1, the key is head H and the value is head H + 1.",
+            "What follows the paper",
         ),
         Misconception(
             "two_of_them",
@@ -170,13 +188,18 @@ def faulty_rows_of_heads(wrong: frozenset[str]) -> Callable:
             rows = torch.cat(query.unbind(1), 1)
         rows = rows if "no_axis" in wrong else rows.unsqueeze(1)
         token, n_keys = torch.arange(T), T if "square" in wrong else S
-        if "rows_are_tokens" in wrong:
+        if "rows_go_on" in wrong:
+            place = torch.arange(H * T) + (0 if "top_left" in wrong else S - T)
+        elif "rows_are_tokens" in wrong:
             place = torch.arange(H * T) + (0 if "top_left" in wrong else S - H * T)
+        elif "head_for_token" in wrong:
+            place = torch.arange(H).repeat_interleave(T) + (0 if "top_left" in wrong else S - T)
         else:
             place = token.repeat_interleave(H) if "mask_by_token" in wrong else token.repeat(H)
-            place = place + (0 if "top_left" in wrong else S - T)
+            place = place + (0 if "top_left" in wrong else T - S if "sign" in wrong else S - T)
         if "one_head" in wrong:
             place = place[:T]
+        place = place + int("one_ahead" in wrong)
         ahead = torch.arange(n_keys) - place.unsqueeze(1)  # > 0: a later key
         seen = -ahead <= 0 if "transposed" in wrong else ahead <= 0
         if "self_left_out" in wrong:
@@ -185,6 +208,8 @@ def faulty_rows_of_heads(wrong: frozenset[str]) -> Callable:
             seen = torch.ones_like(seen)
         if "inverted" in wrong:
             seen = ~seen
+        if "added" in wrong:
+            return rows, torch.where(seen, 0.0, float("-inf"))
         return rows, seen.float() if "floats" in wrong else seen
 
     return rows_of_heads
@@ -246,6 +271,19 @@ ROWS_OF_HEADS = Exercise(
             "Heads as rows",
         ),
         Misconception(
+            "rows_go_on",
+            "the positions go on from head to head: the second head begins where the first ends",
+            "Each head has the same T tokens, at the same positions. The pattern of T rows begins anew with each head: "
+            "build (T, S), then repeat it H times.",
+            "Heads as rows",
+        ),
+        Misconception(
+            "head_for_token",
+            "the number of the head stands for that of the token",
+            "In row h·T + t the token is t: `row % T`. `row // T` is the head.",
+            "Heads as rows",
+        ),
+        Misconception(
             "mask_by_token",
             "the mask has the rows of one token side by side",
             "`repeat_interleave` repeats each row H times in a row. The queries stand head after head, all T tokens of "
@@ -287,6 +325,19 @@ ROWS_OF_HEADS = Exercise(
             "The code",
         ),
         Misconception(
+            "sign",
+            "the past is subtracted, not added",
+            "S - T tokens stand before the first query, so token t stands at S - T + t: `tril(S - T)`. `tril(T - S)` "
+            "hides the past and more.",
+            "The code",
+        ),
+        Misconception(
+            "one_ahead",
+            "a token sees one key too many, the one after its own",
+            "Token t stands at S - T + t and sees the keys up to there: `<=` with that position, or `tril(S - T)`.",
+            "The code",
+        ),
+        Misconception(
             "square",
             "each row of the mask has T columns",
             "There are S keys, those of the past included: one column for each.",
@@ -314,6 +365,12 @@ ROWS_OF_HEADS = Exercise(
             "inverted",
             "the mask is inverted",
             "Here True means: may attend. `nn.MultiheadAttention` says the opposite, which is where this comes from.",
+            "The code",
+        ),
+        Misconception(
+            "added",
+            "the mask holds 0 and -inf",
+            "Such a mask is added to the scores. Asked for is a boolean one, True = may attend: a comparison gives it.",
             "The code",
         ),
         Misconception(
@@ -345,27 +402,36 @@ def faulty_multi_query(wrong: frozenset[str]) -> Callable:
         S, Dv = key.shape[2], value.shape[3]
         if "queries_averaged" in wrong:
             query = query.mean(1, keepdim=True).expand_as(query)
+        if "key_reshaped" in wrong:
+            key = key.reshape(len(key), 1, D, S).mT
         scores = torch.einsum("bhtd,bsd->bhts", query, key.squeeze(1))
         if "not_scaled" not in wrong:
             size = Dv if "value_size" in wrong else H * D if "width" in wrong else D
-            scores = scores / size ** (1.0 if "no_root" in wrong else 0.5)
+            divisor = D / 2 if "no_brackets" in wrong else size ** (1.0 if "no_root" in wrong else 0.5)
+            scores = scores * divisor if "scaled_up" in wrong else scores / divisor
         row = torch.arange(H * T).view(H, T, 1)
         if "mask_by_token" in wrong:
             row = row // H
-        elif "rows_are_tokens" not in wrong:
+        elif not wrong & {"rows_are_tokens", "rows_go_on"}:
             row = row % T
         n_rows = H * T if "rows_are_tokens" in wrong else T
         place = row + (0 if "top_left" in wrong else S - n_rows)
+        place = place + int("one_ahead" in wrong) - int("self_left_out" in wrong)
         allowed = torch.arange(S) >= place if "transposed" in wrong else torch.arange(S) <= place
         if "not_causal" in wrong or ("causal_when_empty" in wrong and S > T):
             allowed = torch.ones_like(allowed)
+        if "inverted" in wrong:
+            allowed = ~allowed
         if "mask_multiplies" in wrong:
             scores = scores * allowed
         elif "mask_after" not in wrong:
             # A column of -inf, over the queries, would make all NaN: nothing to recognise it by.
             joint = wrong & {"over_queries", "over_heads"}
             scores = torch.where(allowed, scores, -1e9 if joint else float("-inf"))
-        weights = scores.softmax(1 if "over_heads" in wrong else 2 if "over_queries" in wrong else 3)
+        if "over_rows" in wrong:
+            weights = scores.flatten(1, 2).softmax(1).unflatten(1, (H, T))
+        else:
+            weights = scores.softmax(1 if "over_heads" in wrong else 2 if "over_queries" in wrong else 3)
         if "mask_after" in wrong:
             weights = weights * allowed
         if "weights_averaged" in wrong:
@@ -398,6 +464,8 @@ def multi_query_scripts(seed: int) -> Iterator[Script]:
     loose = {n: x.transpose(1, 2).contiguous().transpose(1, 2) for n, x in arguments(2, 3, 4, 5, 6, 4).items()}
     yield one_call("non-contiguous", loose, "non-contiguous")
     yield one_call("float64", {n: x.double() for n, x in arguments(2, 2, 3, 4, 5, 3).items()}, "float64")
+    large = arguments(2, 3, 4, 4, 4, 5)
+    yield one_call("scores of a few hundred", large | {"query": large["query"] * 60}, "extreme")
 
 
 def _first_sees_itself(call: Call, result: Result) -> bool:
@@ -421,10 +489,10 @@ MULTI_QUERY = Exercise(
     outputs=(Output("output", "B H T Dv"),),
     properties=(
         Property(
-            "with no past, the first token sees itself alone: its output is the value, in all heads", _first_sees_itself
+            "with no past, the first token sees itself alone: its output is its value, in all heads", _first_sees_itself
         ),
     ),
-    habits=COMMON_HABITS,
+    habits=COMMON_HABITS | {"extreme": f"{EXTREME} {LOW_FILL}"},
     forbidden=("scaled_dot_product_attention", "multi_head_attention_forward"),
     misconceptions=(
         Misconception(
@@ -438,6 +506,13 @@ MULTI_QUERY = Exercise(
             "the rows of all heads are taken for positions",
             "Row h·T + t is token t, whatever its head. With H·T rows counted as positions, each head sees more or "
             "less of the keys than the one before it. Mask at (B, H, T, S), or repeat the (T, S) mask H times.",
+            "Heads as rows",
+        ),
+        Misconception(
+            "rows_go_on",
+            "the positions go on from head to head: the second head begins where the first ends",
+            "Each head has the same T tokens, at the same positions. Mask at (B, H, T, S), or repeat the (T, S) mask H "
+            "times.",
             "Heads as rows",
         ),
         Misconception(
@@ -460,6 +535,25 @@ MULTI_QUERY = Exercise(
             "The queries are the last T of S positions: query t stands at S - T + t, and the last one sees every key. "
             "A cache makes T less than S.",
             "The code",
+        ),
+        Misconception(
+            "inverted",
+            "the keys that may be seen are hidden, and the others seen",
+            "`masked_fill` fills where its mask is True: where True = may attend it wants `~mask`. The last query, "
+            "which may see all, is left with nothing: NaN.",
+            "The code",
+        ),
+        Misconception(
+            "one_ahead",
+            "a query sees one key too many, the one after its own",
+            "Query t stands at S - T + t and sees the keys up to there: `<=` with that position, or `tril(S - T)`.",
+            "The code",
+        ),
+        Misconception(
+            "self_left_out",
+            "a query does not see its own key",
+            "A token may read itself; else the first one has nothing to read, and its softmax is NaN.",
+            "By hand",
         ),
         Misconception(
             "causal_when_empty",
@@ -514,6 +608,26 @@ MULTI_QUERY = Exercise(
             "By hand",
         ),
         Misconception(
+            "scaled_up",
+            "the scores are multiplied by √D, not divided",
+            "They grow with √D already. Where the division stands in brackets or a power, read it again: `/ D**0.5` or "
+            "`* D**-0.5`.",
+            "By hand",
+        ),
+        Misconception(
+            "no_brackets",
+            "the power has no brackets: the scores are divided by D/2",
+            "`D**1/2` is (D**1)/2. Write `D**0.5`.",
+            "By hand",
+        ),
+        Misconception(
+            "key_reshaped",
+            "the key is reshaped to (B, 1, D, S), not transposed",
+            "`reshape` keeps the order of the numbers, so a column holds numbers of several keys. Exchange the last "
+            "two axes: `key.transpose(2, 3)`.",
+            "By hand",
+        ),
+        Misconception(
             "width",
             "the scores are divided by the square root of H·D",
             "A head's dot product has D terms, however many heads there are: divide by √D.",
@@ -529,6 +643,12 @@ MULTI_QUERY = Exercise(
         Misconception(
             "over_queries",
             "the softmax runs over the queries",
+            "Each query shares out its attention among its keys: softmax over the last axis, the keys.",
+            "By hand",
+        ),
+        Misconception(
+            "over_rows",
+            "the softmax runs over the rows, the queries of all heads",
             "Each query shares out its attention among its keys: softmax over the last axis, the keys.",
             "By hand",
         ),
@@ -559,12 +679,22 @@ def faulty_step_intensity(wrong: frozenset[str]) -> Callable:
         flop = 4 * (n_kv_heads if "flop_of_key_heads" in wrong else n_heads) * query * S * head_dim
         if "half" in wrong:
             flop = flop / 2
+        if "no_head_dim" in wrong:
+            flop = flop / head_dim
         cached_heads = n_heads if "own_copies" in wrong else n_kv_heads
         cache = (1 if "keys_only" in wrong else 2) * cached_heads * S * head_dim
         one = (n_kv_heads if "few_queries" in wrong else n_heads) * head_dim * query
         n_ends = 0 if "cache_only" in wrong else 1 if "no_outputs" in wrong else 2
         size = 1 if "no_bytes" in wrong else bytes_per_number
-        moved = size * (cache + n_ends * one)
+        moved = cache * size + n_ends * one if "bytes_of_cache" in wrong else size * (cache + n_ends * one)
+        if "scores_moved" in wrong:
+            moved = moved + size * n_heads * query * S
+        if "whole_queries" in wrong:
+            moved = moved + size * 2 * n_heads * head_dim * (S - 1)
+        if "older_only" in wrong:
+            moved = moved - size * cache / S
+        if "one_less" in wrong:
+            flop = flop - n_heads * (S + head_dim)
         return (moved / flop if "upside_down" in wrong else flop / moved).float()
 
     return step_intensity
@@ -661,6 +791,42 @@ STEP_INTENSITY = Exercise(
             "no_bytes",
             "numbers are counted, not bytes",
             "Each number takes bytes_per_number bytes: 2 in bfloat16, 4 in float32.",
+            "What a step reads",
+        ),
+        Misconception(
+            "bytes_of_cache",
+            "the bytes of queries and outputs are counted as one each",
+            "All numbers that cross the memory take bytes_per_number bytes. Put the sum in brackets.",
+            "What a step reads",
+        ),
+        Misconception(
+            "whole_queries",
+            "there are queries and outputs for all S tokens",
+            "In a decoding step one token is new: each head has one query and one output.",
+            "What a step reads",
+        ),
+        Misconception(
+            "scores_moved",
+            "the scores are counted too",
+            "They are computed and used in one place: nothing of them crosses the memory in this count.",
+            "What a step reads",
+        ),
+        Misconception(
+            "older_only",
+            "the new token's key and value are not read",
+            "`lengths` counts the new token too, and it attends to itself: S keys and S values.",
+            "What a step reads",
+        ),
+        Misconception(
+            "one_less",
+            "a sum of D products is counted as D - 1 additions",
+            "That is exact. Here each product counts with its addition, as 2 FLOP: 2·D for a dot product of D numbers.",
+            "What a step reads",
+        ),
+        Misconception(
+            "no_head_dim",
+            "the FLOP lack D",
+            "A dot product of D numbers is 2·D FLOP, and a weighted value has D numbers.",
             "What a step reads",
         ),
         Misconception(

@@ -84,9 +84,9 @@ def _(x, n_repeats):
     return x.unsqueeze(2).repeat(1, 1, n_repeats, 1, 1)
 
 
-@pair("repeat_kv", "other_order", "over_tokens")
+@mutant("repeat_kv", "copies_in_tokens")
 def _(x, n_repeats):
-    return x.repeat(1, 1, n_repeats, 1)
+    return x[:, :, None].expand(-1, -1, n_repeats, -1, -1).flatten(2, 3)
 
 
 @pair("repeat_kv", "other_order", "over_batch")
@@ -480,6 +480,107 @@ def _(query, key, value, mask=None):
     return _values(weights.masked_fill(~allowed, 0), value)
 
 
+def _tril(T, S, above=0):
+    return torch.ones(T, S, dtype=torch.bool).tril(S - T + above)
+
+
+def _plainly(query, key, value, seen, power=0.5, late=None):
+    """With every key head repeated; `seen` may be (T, S) or (B, 1, T, S)."""
+    n = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(n, 1).mT / query.shape[-1] ** power
+    weights = scores.masked_fill(~seen, -math.inf).softmax(-1).masked_fill(~seen, 0)
+    return (weights if late is None else weights * late) @ value.repeat_interleave(n, 1)
+
+
+def _joined(seen, mask):
+    return seen if mask is None else seen & mask
+
+
+def _by_rows(query, key, value, seen):
+    """`seen` is (n·T, S) or (B, 1, n·T, S), for the rows of one key head; the outputs (B, G, n·T, Dv)."""
+    B, _, _, D = query.shape
+    scores = query.reshape(B, key.shape[1], -1, D) @ key.mT / math.sqrt(D)
+    return scores.masked_fill(~seen, -math.inf).softmax(-1).masked_fill(~seen, 0) @ value
+
+
+@mutant("grouped_attention", "heads_mixed")
+def _(query, key, value, mask=None):
+    B, H, T, _ = query.shape
+    seen = _joined(_tril(T, key.shape[2]), mask)
+    seen = seen.repeat(*[1] * (seen.dim() - 2), H // key.shape[1], 1)
+    return _by_rows(query, key, value, seen).reshape(B, T, H, -1).transpose(1, 2)
+
+
+@mutant("grouped_attention", "rows_go_on")
+def _(query, key, value, mask=None):
+    (B, H, T, _), (G, S) = query.shape, key.shape[1:3]
+    seen = _joined(torch.ones(H // G * T, S, dtype=torch.bool).tril(S - T), mask)
+    return _by_rows(query, key, value, seen).reshape(B, H, T, -1)
+
+
+@mutant("grouped_attention", "mask_by_token")
+def _(query, key, value, mask=None):
+    B, H, T, _ = query.shape
+    seen = _joined(_tril(T, key.shape[2]), mask).repeat_interleave(H // key.shape[1], -2)
+    return _by_rows(query, key, value, seen).reshape(B, H, T, -1)
+
+
+@mutant("grouped_attention", "inverted")
+def _(query, key, value, mask=None):
+    return _plainly(query, key, value, ~_joined(_tril(query.shape[2], key.shape[2]), mask))
+
+
+@mutant("grouped_attention", "transposed")
+def _(query, key, value, mask=None):
+    T, S = query.shape[2], key.shape[2]
+    return _plainly(query, key, value, _joined(torch.ones(T, S, dtype=torch.bool).triu(S - T), mask))
+
+
+@mutant("grouped_attention", "one_ahead")
+def _(query, key, value, mask=None):
+    return _plainly(query, key, value, _joined(_tril(query.shape[2], key.shape[2], 1), mask))
+
+
+@mutant("grouped_attention", "self_left_out")
+def _(query, key, value, mask=None):
+    return _plainly(query, key, value, _joined(_tril(query.shape[2], key.shape[2], -1), mask))
+
+
+@mutant("grouped_attention", "mask_replaces")
+def _(query, key, value, mask=None):
+    return _plainly(query, key, value, _tril(query.shape[2], key.shape[2]) if mask is None else mask)
+
+
+@mutant("grouped_attention", "either")
+def _(query, key, value, mask=None):
+    seen = _tril(query.shape[2], key.shape[2])
+    return _plainly(query, key, value, seen if mask is None else seen | mask)
+
+
+@mutant("grouped_attention", "padding_after")
+def _(query, key, value, mask=None):
+    return _plainly(query, key, value, _tril(query.shape[2], key.shape[2]), late=mask)
+
+
+@mutant("grouped_attention", "blind_padding")
+def _(query, key, value, mask=None):
+    T = query.shape[2]
+    output = _plainly(query, key, value, _joined(_tril(T, key.shape[2]), mask))
+    return output if mask is None else output * mask[:, :, 0, -T:, None]
+
+
+@mutant("grouped_attention", "at_the_front")
+def _(query, key, value, mask=None):
+    S = key.shape[2]
+    real = None if mask is None else torch.arange(S) >= S - mask.sum(-1, keepdim=True)
+    return _plainly(query, key, value, _joined(_tril(query.shape[2], S), real))
+
+
+@mutant("grouped_attention", "no_root")
+def _(query, key, value, mask=None):
+    return _plainly(query, key, value, _joined(_tril(query.shape[2], key.shape[2]), mask), power=1)
+
+
 @pair("grouped_attention", "other_order", "merged_otherwise")
 def _(query, key, value, mask=None):
     G = key.shape[1]
@@ -554,7 +655,7 @@ def _(query, key, value, mask=None):
     return _over_heads(query, key, value, every if mask is None else ~mask & every)
 
 
-@form("grouped_attention", "the rows after the first head go on into the future", None)
+@form("grouped_attention", "the rows after the first head go on into the future", "rows_go_on")
 def _(query, key, value, mask=None):
     B, H, T, D = query.shape
     G, S = key.shape[1:3]
@@ -729,6 +830,23 @@ def _(weight, n_heads, n_kv_heads):
     return weight.view(n_kv_heads, n_heads // n_kv_heads, -1, weight.shape[1]).mean(dim=1)
 
 
+@mutant("pool_heads", "over_sets")
+def _(weight, n_heads, n_kv_heads):
+    return weight.reshape(n_kv_heads, -1, len(weight) // n_heads, weight.shape[1]).mean(0).flatten(0, 1)
+
+
+@mutant("pool_heads", "overlapping")
+def _(weight, n_heads, n_kv_heads):
+    heads, n = weight.split(len(weight) // n_heads), n_heads // n_kv_heads
+    return torch.cat([torch.stack(heads[g : g + n]).mean(0) for g in range(n_kv_heads)])
+
+
+@mutant("pool_heads", "divided_by_all")
+def _(weight, n_heads, n_kv_heads):
+    heads, n = weight.chunk(n_heads), n_heads // n_kv_heads
+    return torch.cat([sum(heads[g * n : (g + 1) * n]) / n_heads for g in range(n_kv_heads)])
+
+
 @pair("pool_heads", "other_order", "summed")
 def _(weight, n_heads, n_kv_heads):
     return weight.reshape(n_heads // n_kv_heads, -1, weight.shape[1]).sum(0)
@@ -753,12 +871,6 @@ def _(weight, n_heads, n_kv_heads):
 @pair("pool_heads", "neighbours", "first_only")
 def _(weight, n_heads, n_kv_heads):
     return weight[:: n_heads // n_kv_heads]
-
-
-@pair("pool_heads", "size_for_count", "other_order")
-def _(weight, n_heads, n_kv_heads):
-    D = weight.shape[0] // n_heads
-    return weight.reshape(n_kv_heads, n_heads // n_kv_heads * D, -1).mean(0)
 
 
 @pair("pool_heads", "not_merged", "summed")
@@ -787,7 +899,7 @@ def _(weight, n_heads, n_kv_heads):
     return weight[: n_kv_heads * (weight.shape[0] // n_heads)].clone()
 
 
-@form("pool_heads", "divided by the number of all heads", None)
+@form("pool_heads", "divided by the number of all heads", "divided_by_all")
 def _(weight, n_heads, n_kv_heads):
     sets = weight.view(n_kv_heads, n_heads // n_kv_heads, -1, weight.shape[1])
     return sets.sum(1).flatten(0, 1) / n_heads
@@ -955,6 +1067,40 @@ def _(n_tokens, n_heads, head_dim, n_layers, bytes_per_number, budget):
     fits = choices <= _most(n_tokens, head_dim, n_layers, bytes_per_number, budget)[:, None]
     best = (choices * fits).amax(1)
     return torch.where(best > 0, n_heads // best.clamp(min=1), 0)
+
+
+def _choices(H):
+    return torch.tensor([g for g in range(1, H + 1) if H % g == 0])
+
+
+@mutant("heads_in_budget", "no_head_dim")
+def _(n_tokens, n_heads, head_dim, n_layers, bytes_per_number, budget):
+    needed = 2 * n_layers * bytes_per_number * n_tokens[:, None] * _choices(n_heads)
+    return torch.where(needed <= budget, _choices(n_heads), 0).amax(1)
+
+
+@mutant("heads_in_budget", "rounded")
+def _(n_tokens, n_heads, head_dim, n_layers, bytes_per_number, budget):
+    most = (budget / (2 * head_dim * n_layers * bytes_per_number * n_tokens)).floor()
+    return torch.where(_choices(n_heads) <= most[:, None], _choices(n_heads), 0).amax(1)
+
+
+@mutant("heads_in_budget", "bytes_returned")
+def _(n_tokens, n_heads, head_dim, n_layers, bytes_per_number, budget):
+    needed = 2 * head_dim * n_layers * bytes_per_number * n_tokens[:, None] * _choices(n_heads)
+    return needed.masked_fill(needed > budget, 0).amax(1)
+
+
+@mutant("heads_in_budget", "place_in_list")
+def _(n_tokens, n_heads, head_dim, n_layers, bytes_per_number, budget):
+    needed = 2 * head_dim * n_layers * bytes_per_number * n_tokens[:, None] * _choices(n_heads)
+    return needed.masked_fill(needed > budget, 0).argmax(1)
+
+
+@mutant("heads_in_budget", "how_many_fit")
+def _(n_tokens, n_heads, head_dim, n_layers, bytes_per_number, budget):
+    needed = 2 * head_dim * n_layers * bytes_per_number * n_tokens[:, None] * _choices(n_heads)
+    return (needed <= budget).sum(1)
 
 
 @pair("heads_in_budget", "keys_only", "any_number")

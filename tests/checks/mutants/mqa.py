@@ -80,6 +80,20 @@ def _(fused, n_heads):
     return heads[:, :, :-2], heads[:, :, [-2]], heads[:, :, [-1]]
 
 
+@mutant("split_one_key", "queries_viewed")
+def _(fused, n_heads):
+    B, T, width = fused.shape
+    D = width // (n_heads + 2)
+    query, key, value = fused.split([n_heads * D, D, D], dim=-1)
+    return query.reshape(B, n_heads, T, D), key.unsqueeze(1), value.unsqueeze(1)
+
+
+@mutant("split_one_key", "one_too_early")
+def _(fused, n_heads):
+    heads = fused.unflatten(-1, (n_heads + 2, -1)).movedim(2, 1)
+    return heads[:, :-2], heads[:, n_heads - 1 : n_heads], heads[:, n_heads : n_heads + 1]
+
+
 @pair("split_one_key", "viewed", "value_first")
 def _(fused, n_heads):
     B, T, _ = fused.shape
@@ -251,6 +265,41 @@ def _(query, S):
 def _(query, S):
     T = query.shape[2]
     return _rows(query), torch.tril(torch.ones(T, S), S - T).repeat(query.shape[1], 1)
+
+
+def _tril(T, S, above=0):
+    return torch.ones(T, S, dtype=torch.bool).tril(S - T + above)
+
+
+@mutant("rows_of_heads", "rows_go_on")
+def _(query, S):
+    _, H, T, _ = query.shape
+    return query.flatten(1, 2)[:, None], torch.ones(H * T, S, dtype=torch.bool).tril(S - T)
+
+
+@mutant("rows_of_heads", "head_for_token")
+def _(query, S):
+    _, H, T, _ = query.shape
+    token = torch.arange(H * T) // T
+    return query.flatten(1, 2)[:, None], torch.arange(S) <= (S - T + token)[:, None]
+
+
+@mutant("rows_of_heads", "sign")
+def _(query, S):
+    _, H, T, _ = query.shape
+    return query.flatten(1, 2)[:, None], torch.ones(T, S, dtype=torch.bool).tril(T - S).repeat(H, 1)
+
+
+@mutant("rows_of_heads", "one_ahead")
+def _(query, S):
+    _, H, T, _ = query.shape
+    return query.flatten(1, 2)[:, None], _tril(T, S, 1).repeat(H, 1)
+
+
+@mutant("rows_of_heads", "added")
+def _(query, S):
+    _, H, T, _ = query.shape
+    return query.flatten(1, 2)[:, None], torch.full((T, S), -math.inf).triu(S - T + 1).repeat(H, 1)
 
 
 @pair("rows_of_heads", "token_major", "mask_by_token")
@@ -467,6 +516,59 @@ def _(query, key, value):
     return _scores(query, key).masked_fill(_hidden(query, key), -1e9).softmax(dim=1) @ value
 
 
+def _shared(query, key, value, seen, divide=None):
+    scores = query @ key.transpose(2, 3)
+    scores = scores / query.shape[-1] ** 0.5 if divide is None else divide(scores, query.shape[-1])
+    return scores.masked_fill(~seen, -math.inf).softmax(-1) @ value
+
+
+@mutant("multi_query", "rows_go_on")
+def _(query, key, value):
+    B, H, T, D = query.shape
+    seen = torch.ones(H * T, key.shape[2], dtype=torch.bool).tril(key.shape[2] - T)
+    return _shared(query.reshape(B, 1, H * T, D), key, value, seen).reshape(B, H, T, -1)
+
+
+@mutant("multi_query", "inverted")
+def _(query, key, value):
+    return _shared(query, key, value, ~_tril(query.shape[2], key.shape[2]))
+
+
+@mutant("multi_query", "one_ahead")
+def _(query, key, value):
+    return _shared(query, key, value, _tril(query.shape[2], key.shape[2], 1))
+
+
+@mutant("multi_query", "self_left_out")
+def _(query, key, value):
+    return _shared(query, key, value, _tril(query.shape[2], key.shape[2], -1))
+
+
+@mutant("multi_query", "scaled_up")
+def _(query, key, value):
+    return _shared(query, key, value, _tril(query.shape[2], key.shape[2]), lambda scores, D: scores * math.sqrt(D))
+
+
+@mutant("multi_query", "no_brackets")
+def _(query, key, value):
+    return _shared(query, key, value, _tril(query.shape[2], key.shape[2]), lambda scores, D: scores / (D**1 / 2))
+
+
+@mutant("multi_query", "key_reshaped")
+def _(query, key, value):
+    B, _, S, D = key.shape
+    scores = query @ key.reshape(B, 1, D, S) / D**0.5
+    return scores.masked_fill(~_tril(query.shape[2], S), -math.inf).softmax(-1) @ value
+
+
+@mutant("multi_query", "over_rows")
+def _(query, key, value):
+    B, H, T, D = query.shape
+    seen = _tril(T, key.shape[2]).repeat(H, 1)
+    scores = query.reshape(B, 1, H * T, D) @ key.mT / D**0.5
+    return (scores.masked_fill(~seen, -math.inf).softmax(-2) @ value).reshape(B, H, T, -1)
+
+
 @pair("multi_query", "rows_are_tokens", "top_left")
 def _(query, key, value):
     B, H, T, D = query.shape
@@ -534,7 +636,7 @@ def _(query, key, value):
     return output.reshape(B, T, H, -1).transpose(1, 2)
 
 
-@form("multi_query", "the mask inverted", None)
+@form("multi_query", "the mask inverted", "inverted")
 def _(query, key, value):
     return _attend(_scores(query, key), ~_hidden(query, key), value)
 
@@ -651,6 +753,44 @@ def _(lengths, n_heads, n_kv_heads, head_dim, bytes_per_number):
 @mutant("step_intensity", "upside_down")
 def _(lengths, n_heads, n_kv_heads, head_dim, bytes_per_number):
     return bytes_per_number * (n_kv_heads * lengths + n_heads) / (2 * n_heads * lengths)
+
+
+def _flop(S, H, D):
+    return 4 * H * S * D
+
+
+@mutant("step_intensity", "bytes_of_cache")
+def _(lengths, n_heads, n_kv_heads, head_dim, bytes_per_number):
+    moved = bytes_per_number * 2 * n_kv_heads * lengths * head_dim + 2 * n_heads * head_dim
+    return _flop(lengths, n_heads, head_dim) / moved
+
+
+@mutant("step_intensity", "whole_queries")
+def _(lengths, n_heads, n_kv_heads, head_dim, bytes_per_number):
+    return _flop(lengths, n_heads, head_dim) / (bytes_per_number * 2 * (n_kv_heads + n_heads) * lengths * head_dim)
+
+
+@mutant("step_intensity", "scores_moved")
+def _(lengths, n_heads, n_kv_heads, head_dim, bytes_per_number):
+    moved = 2 * n_kv_heads * lengths * head_dim + 2 * n_heads * head_dim + n_heads * lengths
+    return _flop(lengths, n_heads, head_dim) / (bytes_per_number * moved)
+
+
+@mutant("step_intensity", "older_only")
+def _(lengths, n_heads, n_kv_heads, head_dim, bytes_per_number):
+    moved = 2 * n_kv_heads * (lengths - 1) * head_dim + 2 * n_heads * head_dim
+    return _flop(lengths, n_heads, head_dim) / (bytes_per_number * moved)
+
+
+@mutant("step_intensity", "one_less")
+def _(lengths, n_heads, n_kv_heads, head_dim, bytes_per_number):
+    flop = n_heads * lengths * (2 * head_dim - 1) + n_heads * head_dim * (2 * lengths - 1)
+    return flop / (bytes_per_number * 2 * head_dim * (n_kv_heads * lengths + n_heads))
+
+
+@mutant("step_intensity", "no_head_dim")
+def _(lengths, n_heads, n_kv_heads, head_dim, bytes_per_number):
+    return _flop(lengths, n_heads, 1) / (bytes_per_number * 2 * head_dim * (n_kv_heads * lengths + n_heads))
 
 
 @pair("step_intensity", "half", "cache_only")
