@@ -236,9 +236,6 @@ class MultiHeadLatentAttention(nn.Module):
         return torch.cat([self.kv_a_layernorm(latent), key], -1)[:, None]  # (B, 1, T, C + R)
 
     def _absorbs(self, T: int) -> bool:
-        """Whether T queries cost less on latents, 2C + R numbers a score, than the expansion that narrows them.
-
-        (R more are summed and dropped, which is not counted.)
-        """
-        C, N, R, V = self.kv_lora_rank, self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim
-        return self.decoding == "absorbed" and T * (2 * C + R - (N + R + V)) < C * (N + V)
+        """Whether T queries cost less on latents than the expansion, which narrows 2C numbers a score to N + V."""
+        C, N, V = self.kv_lora_rank, self.qk_nope_head_dim, self.v_head_dim
+        return self.decoding == "absorbed" and T * (2 * C - N - V) < C * (N + V)

@@ -18,10 +18,10 @@ DeepSeek-V3.2's reference code. Sizes of states are those that transformers 5.23
 import difflib
 import json
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from numbers import Real
 from typing import Any
 
 import torch
@@ -105,7 +105,7 @@ def multi_head_bytes(model: Model, n_tokens: int, dtype: torch.dtype | float = t
 
 
 def _check_tokens(n_tokens: int) -> None:
-    if isinstance(n_tokens, bool) or not isinstance(n_tokens, numbers.Real) or n_tokens < 0 or n_tokens % 1 != 0:
+    if isinstance(n_tokens, bool) or not isinstance(n_tokens, Real) or n_tokens < 0 or n_tokens % 1 != 0:
         raise ValueError(f"n_tokens={n_tokens}, but it must be a whole number, 0 or more")
 
 
@@ -152,7 +152,7 @@ def growth(
     dtype: torch.dtype | float = torch.bfloat16,
 ) -> dict[str, Any]:
     """The caches of some models (all of them, if none is named) at some contexts: what `show.models` draws."""
-    models = [models] if isinstance(models, str) else models
+    models = [models] if isinstance(models, str | Mapping) else models
     records = [_record(model) for model in (load_models() if models is None else models)]
     return {
         "tokens": list(tokens),

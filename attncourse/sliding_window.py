@@ -44,8 +44,7 @@ def sliding_window_attention(
     if T == 0:
         return value.new_zeros(B, H, 0, value.shape[-1])
     if T == 1 and window >= S:  # a decoding step: it sees every key, in whatever order they are stored
-        grouped = query.reshape(B, G, n_shared, D)
-        return scaled_dot_product_attention(grouped, key, value, mask).reshape(B, H, 1, value.shape[-1])
+        return grouped_query_attention(query, key, value, mask, causal=False)
     query_sizes, key_sizes, blocks = near_blocks(T, S, window=window, causal=causal, device=query.device)
     # One split for all blocks: had each a slice of its own, each gradient would be as long as the keys.
     queries, keys, values = query.split(query_sizes, 2), key.split(key_sizes, 2), value.split(key_sizes, 2)

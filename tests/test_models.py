@@ -335,6 +335,7 @@ def test_growth_is_the_calculator():
     for record in data["models"]:
         assert record["bytes"] == [kv_cache_bytes(record["name"], n, torch.float32) for n in (1, 2048)]
     assert [record["name"] for record in growth()["models"]] == list(MODELS)
+    assert growth(LLAMA, tokens=(2048,))["models"] == growth([LLAMA], tokens=(2048,))["models"]  # one alone
 
 
 # The calculator and real caches agree to the byte: the course's own layers, and transformers' caches.

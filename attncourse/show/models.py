@@ -7,7 +7,7 @@ from typing import Any
 
 from attncourse.show.html import Output, fragment, prose, require_text, scroll, table, text_table, two_decimals
 
-CARDS = {"24 GB (RTX 4090)": 24, "80 GB (H100)": 80, "141 GB (H200)": 141, "192 GB (B200)": 192}  # read as GiB
+CARDS = {"24 GB (RTX 4090)": 24, "80 GB (H100)": 80, "192 GB (B200)": 192}  # read as GiB; a fourth has no room
 WIDTH, HEIGHT, LEFT, TOP = 280, 270, 46, 14  # of the curves' area, and what stands to its left and above
 BADGES = (9, 6, 5, 3, 8, 4)  # where along its line, in tenths, the letter of each chosen model stands
 

@@ -1,14 +1,12 @@
 """Decoding, call by call: the numbers are those of real calls, and the page says and draws them in every state."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from attncourse import show
 from attncourse.masks import causal_mask
+from tests.show.accessible import assert_accessible_and_fits
 
-AXE = Path(__file__).resolve().parents[2] / "node_modules/axe-core/axe.min.js"
 TRACES = {
     "without": [(0, end, 0) for end in range(3, 7)],
     "with": [(0, 3, 3), *((end - 1, end, end) for end in range(4, 7))],
@@ -168,14 +166,4 @@ def test_without_scripts_all_is_there(open_page):
 def test_axe_finds_nothing_and_it_fits_a_phone(open_page, theme):
     page = open_page(example().html + example(title="Another").html, f' data-theme="{theme}"')
     page.locator("summary").first.click()
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    for width in (900, 320):
-        page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        found = page.evaluate("() => axe.run('.ac')")
-        assert [rule["id"] for rule in found["violations"]] == []
-        assert len(found["passes"]) > 8
-    sizes = page.locator(".ac-chips label, summary, input[type=range]:visible").evaluate_all(
-        "nodes => nodes.map(node => node.getBoundingClientRect()).map(box => Math.min(box.width, box.height))"
-    )
-    assert min(sizes) >= 24
+    assert_accessible_and_fits(page, ".ac-chips label, summary, input[type=range]:visible")

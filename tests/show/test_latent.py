@@ -1,7 +1,6 @@
 """Latent attention's piece: the numbers are those of the modules, and the page says and draws them in every state."""
 
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ from attncourse import show
 from attncourse.mechanisms import build
 from attncourse.mla import MultiHeadLatentAttention
 from attncourse.show.latent import SLIDERS, absorbs_up_to, costs, describe, lines, rectangles
+from tests.show.accessible import assert_accessible_and_fits
 
-AXE = Path(__file__).resolve().parents[2] / "node_modules/axe-core/axe.min.js"
 V3 = {"H": 128, "C": 512, "R": 64, "N": 128, "V": 128}
 LITE = V3 | {"H": 16}
 
@@ -146,14 +145,4 @@ def test_without_scripts_all_is_there(open_page):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_and_it_fits_a_phone(open_page, theme):
     page = open_page(show.latent().html + show.latent(LITE, title="Another").html, f' data-theme="{theme}"')
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    for width in (900, 320):
-        page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        found = page.evaluate("() => axe.run('.ac')")
-        assert [rule["id"] for rule in found["violations"]] == []
-        assert len(found["passes"]) > 8
-    sizes = page.locator("input[type=range]").evaluate_all(
-        "nodes => nodes.map(node => node.getBoundingClientRect()).map(box => Math.min(box.width, box.height))"
-    )
-    assert min(sizes) >= 24
+    assert_accessible_and_fits(page, "input[type=range]")

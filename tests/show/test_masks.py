@@ -1,7 +1,6 @@
 """The mask lab: every mask in the page against the functions that made it, its counts, and the page in Chromium."""
 
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ from attncourse import masks, show
 from attncourse.lab.masks import patterns
 from attncourse.show.html import to_json, two_decimals
 from attncourse.show.masks import layers_until, squares, unpack
+from tests.show.accessible import assert_accessible_and_fits
 
-AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
 EVIL = "</script><b>"
 CHAPTERS = {
     "08": ("causal", "window", "sinks + window", "blocks", "top-k"),
@@ -354,14 +353,4 @@ def test_axe_finds_nothing_and_it_fits_a_phone(open_page, theme):
     whole = show.masks(patterns(*CHAPTERS["09"]), title="Another").html
     page = open_page(small().html + whole, f' data-theme="{theme}"')
     page.locator("summary").first.click()
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    for width in (900, 390, 320):
-        page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        found = page.evaluate("() => axe.run('.ac')")
-        assert [rule["id"] for rule in found["violations"]] == []
-        assert len(found["passes"]) > 8
-    sizes = page.locator(".ac-chips label, summary, input[type=range]").evaluate_all(
-        "nodes => nodes.map(node => node.getBoundingClientRect()).map(box => Math.min(box.width, box.height))"
-    )
-    assert min(sizes) >= 24
+    assert_accessible_and_fits(page, ".ac-chips label, summary, input[type=range]", widths=(900, 390, 320))

@@ -1,15 +1,13 @@
 """A state as a memory: the numbers are those of linear attention, and the page says and draws them in every state."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from attncourse import show
 from attncourse.linear import dpfp_features, elu_features, linear_attention_parallel
+from tests.show.accessible import assert_accessible_and_fits
 
-AXE = Path(__file__).resolve().parents[2] / "node_modules/axe-core/axe.min.js"
 LETTERS = "BADCABBDCA"
 N = len(LETTERS)
 KEYS = 4 * F.normalize(torch.randn(N, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64), dim=-1)
@@ -186,14 +184,4 @@ def test_without_scripts_all_is_there(open_page):
 def test_axe_finds_nothing_and_it_fits_a_phone(open_page, theme):
     page = open_page(example().html + example(title="Another").html, f' data-theme="{theme}"')
     page.locator("summary").first.click()
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    for width in (900, 320):
-        page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        found = page.evaluate("() => axe.run('.ac')")
-        assert [rule["id"] for rule in found["violations"]] == []
-        assert len(found["passes"]) > 8
-    sizes = page.locator(".ac-chips label, summary, input[type=range]").evaluate_all(
-        "nodes => nodes.map(node => node.getBoundingClientRect()).map(box => Math.min(box.width, box.height))"
-    )
-    assert min(sizes) >= 24
+    assert_accessible_and_fits(page, ".ac-chips label, summary, input[type=range]")

@@ -2,15 +2,14 @@
 
 import cmath
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from attncourse import show
 from attncourse.positions import RotaryEmbedding, apply_rotary
+from tests.show.accessible import assert_accessible_and_fits
 
-AXE = Path(__file__).resolve().parents[2] / "node_modules/axe-core/axe.min.js"
 QUERY, KEY = torch.tensor([1.0, 0.9, -0.8, 0.7, 0.3, 0.2]), torch.tensor([1.0, -0.8, 0.9, 0.6, 0.1, 0.4])
 N_DISTANCES, N_SHIFTS = 9, 4
 
@@ -196,14 +195,4 @@ def test_without_scripts_all_is_there(open_page):
 def test_axe_finds_nothing_and_it_fits_a_phone(open_page, theme):
     page = open_page(example().html + example(title="Another").html, f' data-theme="{theme}"')
     page.locator("summary").first.click()
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    for width in (900, 320):
-        page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        found = page.evaluate("() => axe.run('.ac')")
-        assert [rule["id"] for rule in found["violations"]] == []
-        assert len(found["passes"]) > 8
-    sizes = page.locator(".ac-chips label, summary, input[type=range]").evaluate_all(
-        "nodes => nodes.map(node => node.getBoundingClientRect()).map(box => Math.min(box.width, box.height))"
-    )
-    assert min(sizes) >= 24
+    assert_accessible_and_fits(page, ".ac-chips label, summary, input[type=range]")

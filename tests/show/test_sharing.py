@@ -1,15 +1,13 @@
 """Shared heads: lines are the module's, bytes a real cache's, and the page says and draws them in every state."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from attncourse import show
 from attncourse.gqa import GroupedQueryAttention, grouped_query_attention
 from attncourse.show.sharing import amount, paths
+from tests.show.accessible import assert_accessible_and_fits
 
-AXE = Path(__file__).resolve().parents[2] / "node_modules/axe-core/axe.min.js"
 HEADS, TOKENS = (1, 6, 8, 128), (96, 4096)
 
 
@@ -188,14 +186,4 @@ def test_without_scripts_all_is_there(open_page):
 def test_axe_finds_nothing_and_it_fits_a_phone(open_page, theme):
     page = open_page(example().html + example(title="Another").html, f' data-theme="{theme}"')
     page.locator("summary").first.click()
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    for width in (900, 320):
-        page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        found = page.evaluate("() => axe.run('.ac')")
-        assert [rule["id"] for rule in found["violations"]] == []
-        assert len(found["passes"]) > 8
-    sizes = page.locator(".ac-chips label, summary, .ac-slider:not([hidden]) input").evaluate_all(
-        "nodes => nodes.map(node => node.getBoundingClientRect()).map(box => Math.min(box.width, box.height))"
-    )
-    assert min(sizes) >= 24
+    assert_accessible_and_fits(page, ".ac-chips label, summary, .ac-slider:not([hidden]) input")
