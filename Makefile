@@ -33,7 +33,7 @@ lint: .venv/test.stamp
 
 unit: .venv/test.stamp
 	$(call say,Unit tests; oracles and mutants)
-	@$(PYTEST) -m 'not browser' -n 2
+	@$(PYTEST) -m 'not browser' -n 2 --dist loadgroup
 
 check: lint unit  ## quick: lint and unit tests, before every commit (a minute or two)
 

@@ -2,6 +2,14 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items):
+    """What concerns one exercise runs in one process (`--dist loadgroup`): verdicts are remembered there."""
+    for item in items:
+        id = getattr(item, "callspec", None) and item.callspec.params.get("id")
+        if isinstance(id, str) and "checks" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group(id))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """The tensors are tiny: a second thread costs more than it gains."""

@@ -199,9 +199,14 @@ def reverse_row(spec: ReverseExercise) -> dict[str, Any]:
 def matrix() -> dict[str, Any]:
     """The whole matrix, in the order of the book."""
     every = [row(spec.id) for chapter in CHAPTERS for spec in exercises(chapter)]
+    return {"exercises": every, "totals": totals(every)}
+
+
+def totals(every: list[dict[str, Any]]) -> dict[str, int]:
+    """The sums over the rows of all exercises whose answer is no test."""
     rows = [row for row in every if "reverse" not in row]
     known = [misconception for row in rows for misconception in row["misconceptions"]]
-    totals = {
+    return {
         "misconceptions": len(known),
         "caught": sum(misconception["caught"] for misconception in known),
         "named": sum(misconception["named"] for misconception in known),
@@ -213,18 +218,17 @@ def matrix() -> dict[str, Any]:
         "explained": sum(row["mechanical"]["explained"] for row in rows),
         "rewritings": sum(row["rewritings"]["total"] for row in rows),
     }
-    return {"exercises": every, "totals": totals}
 
 
-def text() -> str:
-    """The matrix as it is committed."""
-    return json.dumps(matrix(), indent=2, ensure_ascii=False) + "\n"
+def text(of: dict[str, Any]) -> str:
+    """A matrix as it is committed."""
+    return json.dumps(of, indent=2, ensure_ascii=False) + "\n"
 
 
 def main() -> None:
     torch.set_num_threads(1)
     PATH.parent.mkdir(parents=True, exist_ok=True)
-    PATH.write_text(text(), encoding="utf-8")
+    PATH.write_text(text(matrix()), encoding="utf-8")
     print(f"wrote {PATH}")
     for name, number in matrix()["totals"].items():
         print(f"  {name:15} {number}")

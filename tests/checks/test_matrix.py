@@ -10,6 +10,7 @@ from attncourse.checks import CHAPTERS, evaluate, exercise, exercises
 from tests.checks import implementations, matrix
 
 ROOT = Path(__file__).parents[2]
+COMMITTED = json.loads(matrix.PATH.read_text(encoding="utf-8"))
 IDS = [spec.id for spec in implementations()]
 MISCONCEPTIONS = [(spec.id, m.name) for spec in implementations() for m in spec.misconceptions]
 PAIRS = [key for chapter in CHAPTERS for key in matrix.answers(chapter).pairs]
@@ -140,6 +141,14 @@ def test_the_heading_to_reread_is_in_the_notebook(id):
     assert not missing, f"notebooks/{spec.chapter}.ipynb has no such headings; it has {sorted(headings)}"
 
 
-def test_the_committed_matrix_is_this_one():
-    committed = matrix.PATH.read_text(encoding="utf-8") if matrix.PATH.exists() else ""
-    assert committed == matrix.text(), f"{matrix.PATH} is out of date: run `{matrix.COMMAND}`"
+@pytest.mark.parametrize("id", [spec.id for spec in exercises()])
+def test_the_committed_row_is_this_one(id):
+    row = next((row for row in COMMITTED["exercises"] if row["id"] == id), None)
+    assert row == matrix.row(id), f"{matrix.PATH} is out of date: run `{matrix.COMMAND}`"
+
+
+def test_the_committed_matrix_has_these_rows_and_their_sums():
+    ids = [spec.id for chapter in CHAPTERS for spec in exercises(chapter)]
+    assert [row["id"] for row in COMMITTED["exercises"]] == ids
+    assert COMMITTED["totals"] == matrix.totals(COMMITTED["exercises"])
+    assert matrix.PATH.read_text(encoding="utf-8") == matrix.text(COMMITTED)

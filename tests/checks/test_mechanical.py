@@ -9,6 +9,7 @@ IDS = [spec.id for spec in implementations()]
 
 def test_every_exercise_is_mutated():
     assert set(mechanical.PARTS) == set(IDS)
+    assert {id for id, _ in mechanical.EQUIVALENT} <= set(IDS)
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -19,9 +20,10 @@ def test_every_survivor_is_explained(id):
     assert not unexplained, "these mutants pass the check; catch them, or explain them in mechanical.EQUIVALENT"
 
 
-def test_no_explanation_is_stale():
-    survived = {(id, mutant) for id in IDS for mutant in matrix.survivors(id)[1]}
-    stale = [key for key in mechanical.EQUIVALENT if key not in survived]
+@pytest.mark.parametrize("id", IDS)
+def test_no_explanation_is_stale(id):
+    survived = matrix.survivors(id)[1]
+    stale = [mutant for of, mutant in mechanical.EQUIVALENT if of == id and mutant not in survived]
     assert not stale, "no such mutant survives: take these out of mechanical.EQUIVALENT"
 
 
