@@ -1,0 +1,244 @@
+"""What a paged cache promises: a plain cache's outputs, blocks only for tokens that came, and nothing leaks between."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import attncourse
+from attncourse.causal import CausalSelfAttention
+from attncourse.execution import attend_part
+from attncourse.gqa import GroupedQueryAttention, grouped_query_attention
+from attncourse.lab.measure import allocated_bytes
+from attncourse.mqa import MultiQueryAttention
+from attncourse.multi_head import MultiHeadAttention
+from attncourse.paged_cache import BlockPool, PagedKVCache, paged_attention, paged_step
+from attncourse.positions import RotaryEmbedding
+from tests.test_bahdanau import assert_equal, normal, on_devices
+from tests.test_causal import partitions
+
+H, D, T, DOUBLE = 4, 4, 14, {"dtype": torch.float64}
+ROTARY = RotaryEmbedding(D)
+LAYERS = {
+    "multi_head": (MultiHeadAttention, {"causal": True}, H),
+    "gqa": (GroupedQueryAttention, {"n_kv_heads": 2}, 2),
+    "mqa": (MultiQueryAttention, {}, 1),
+}
+with_layers = pytest.mark.parametrize("name", LAYERS)
+
+
+def make(name, device="cpu"):
+    torch.manual_seed(1)
+    kind, options, G = LAYERS[name]
+    return kind(H * D, H, **options, rotary=ROTARY).to(device).double(), G
+
+
+def pool_for(G, n_blocks=60, block_size=4, device="cpu"):
+    return BlockPool(n_blocks, block_size, G, D, device=device, **DOUBLE)
+
+
+@with_layers
+@settings(max_examples=40, deadline=None)
+@given(chunks=partitions(T), block_size=st.integers(1, 16), padding=st.integers(0, T - 1))
+def test_any_chunking_equals_one_pass(name, chunks, block_size, padding):
+    layer, G = make(name)
+    x = normal(2, T, H * D, seed=2).detach()
+    real = (torch.arange(T) >= torch.tensor([0, padding])[:, None])[:, None, None]
+    plain, cache = layer.new_cache(2, T), PagedKVCache(pool_for(G, 40, block_size), 2)
+    for start, end in pairwise([0, *torch.tensor(chunks).cumsum(0).tolist()]):
+        piece, mask = x[:, start:end], real[..., :end]
+        assert_equal(layer(piece, mask=mask, cache=cache), layer(piece, mask=mask, cache=plain))
+        assert cache.length == end and cache.table.shape == (2, -(-end // block_size))
+    assert torch.equal(cache.key, plain.key) and torch.equal(cache.value, plain.value)
+    assert cache.nbytes == cache.pool.used_bytes == 2 * -(-T // block_size) * block_size * G * D * 2 * 8
+
+
+def test_every_layer_that_takes_a_plain_cache_takes_pages():
+    x = normal(2, 9, H * D, seed=2).detach()
+    layers = [attncourse.build("sparse", H * D, H), CausalSelfAttention(H * D)]
+    for layer, pool in zip(layers, (BlockPool(9, 4, H, D, **DOUBLE), BlockPool(9, 4, 1, H * D, **DOUBLE)), strict=True):
+        layer.double()
+        cache = PagedKVCache(pool, 2)
+        assert_equal(torch.cat([layer(piece, cache=cache) for piece in x.split([4, 1, 4], 1)], 1), layer(x))
+    with pytest.raises(TypeError, match="cache is a PagedKVCache, but this layer keeps a LatentCache"):
+        attncourse.build("mla", H * D, H)(x.float(), cache=PagedKVCache(pool_for(1), 2))
+
+
+@on_devices
+@with_layers
+def test_a_step_of_sequences_of_different_lengths(name, device):
+    """As if each sequence were alone, with one new token or several, over block borders."""
+    layer, G = make(name, device)
+    lengths = [1, 4, 7, 13]
+    x = normal(4, 20, H * D, seed=2, device=device).detach()
+    caches = [PagedKVCache(pool_for(G, device=device)) for _ in lengths][:1]
+    caches += [PagedKVCache(caches[0].pool) for _ in lengths[1:]]
+    for i, (n, cache) in enumerate(zip(lengths, caches, strict=True)):
+        layer(x[i : i + 1, :n], cache=cache)
+    for n_new in (1, 1, 3):
+        new = torch.stack([x[i, cache.length : cache.length + n_new] for i, cache in enumerate(caches)])
+        output = paged_step(layer, new, caches)
+        for i, cache in enumerate(caches):
+            assert_equal(output[i], layer(x[i : i + 1, : cache.length])[0, -n_new:])
+
+
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("scale", [None, 0.9])
+def test_paged_attention_is_grouped_attention(T, scale):
+    pool = BlockPool(300, 4, 2, D, value_dim=5, **DOUBLE)
+    query = normal(3, H, T, D, seed=1).detach()
+    lengths, caches = torch.tensor([3, 530, 8]), []  # 530 tokens: more than are gathered at a time
+    for i, n in enumerate(lengths.tolist()):
+        caches.append(PagedKVCache(pool))
+        caches[-1].append(normal(1, 2, n, D, seed=10 + i), normal(1, 2, n, 5, seed=20 + i))
+    tables = torch.nn.utils.rnn.pad_sequence([cache.table[0] for cache in caches], batch_first=True)
+    output = paged_attention(query, pool, tables, lengths, scale=scale)
+    for i, cache in enumerate(caches):
+        expected = grouped_query_attention(query[i : i + 1], cache.key, cache.value, scale=scale)
+        assert_equal(output[i : i + 1], expected, 1e-12)
+
+
+def test_what_stands_in_other_places_is_not_read():
+    """NaN in free blocks, behind a sequence's last token, and in a neighbour: 0 · NaN would be NaN."""
+    layer, G = make("gqa")
+    pool = pool_for(G)
+    pool.key.fill_(float("nan")), pool.value.fill_(float("nan"))
+    x = normal(2, 12, H * D, seed=2).detach()
+    caches = [PagedKVCache(pool), PagedKVCache(pool)]
+    for i, n in enumerate((2, 9)):
+        layer(x[i : i + 1, :n], cache=caches[i])
+    pool.value[caches[1].table[0, 0]] = float("nan")  # spoils the second sequence alone
+    output = paged_step(layer, x[:, 10:11], caches)
+    assert output[1].isnan().any()
+    assert_equal(output[0], layer(torch.cat([x[:1, :2], x[:1, 10:11]], 1))[0, -1:])
+
+
+@with_layers
+@settings(max_examples=30, deadline=None)
+@given(prefix=st.integers(0, 11), actions=st.lists(st.integers(0, 3), max_size=12), block_size=st.integers(1, 5))
+def test_forks_share_what_is_common_and_never_see_each_other(name, prefix, actions, block_size):
+    layer, G = make(name)
+    pool = pool_for(G, 100, block_size)
+    x = normal(1, 12, H * D, seed=2).detach()
+    caches, histories = [PagedKVCache(pool)], [x[:, :prefix]]
+    if prefix:
+        layer(x[:, :prefix], cache=caches[0])
+    for step, action in enumerate(actions):
+        i = action % len(caches)
+        if action == 3:
+            caches.append(caches[i].fork())
+            histories.append(histories[i])
+        else:
+            new = normal(1, 1, H * D, seed=100 + step).detach()
+            histories[i] = torch.cat([histories[i], new], 1)
+            assert_equal(paged_step(layer, new, [caches[i]]), layer(histories[i])[:, -1:])
+    used = {block for cache in caches for row in cache.blocks for block in row}
+    assert pool.used_bytes == len(used) * pool.block_bytes
+    for cache, history in zip(caches, histories, strict=True):
+        plain = layer.new_cache(1, 40)
+        if history.shape[1]:
+            layer(history, cache=plain)
+        assert_equal(cache.key, plain.key[:, :, : plain.length])
+        assert cache.length == plain.length
+    for cache in caches:
+        cache.free()
+    assert pool.n_free == 100 and not any(pool.users)
+
+
+def test_a_shared_prefix_is_stored_once():
+    """16 answers to a prompt of 30 tokens, blocks of 4: 7 whole blocks once, and the unfinished one copied by each."""
+    layer, G = make("gqa")
+    pool = pool_for(G)
+    prompt = PagedKVCache(pool)
+    layer(normal(1, 30, H * D, seed=2).detach(), cache=prompt)
+    answers = [prompt.fork() for _ in range(16)]
+    assert pool.used_bytes == 8 * pool.block_bytes
+    paged_step(layer, normal(16, 1, H * D, seed=3).detach(), answers)
+    assert pool.used_bytes == (8 + 16) * pool.block_bytes
+    prompt.free()
+    assert pool.used_bytes == (7 + 16) * pool.block_bytes
+    assert answers[0].nbytes == 8 * pool.block_bytes
+    left = answers.pop()
+    for answer in answers:
+        answer.free()
+    assert pool.used_bytes == left.nbytes
+    paged_step(layer, normal(1, 1, H * D, seed=4).detach(), [left])  # its block is its own: nothing is copied
+    assert pool.used_bytes == left.nbytes == 8 * pool.block_bytes
+
+
+def test_a_step_gathers_blocks_and_not_the_cache():
+    pool = BlockPool(1024, 16, 2, 32)
+    cache = PagedKVCache(pool)
+    cache.append(torch.zeros(1, 2, 16000, 32), torch.zeros(1, 2, 16000, 32))
+    query = torch.zeros(1, 8, 1, 32)
+    largest = allocated_bytes(lambda: paged_attention(query, pool, cache.table, torch.tensor([16000])))[1]
+    assert largest <= 512 * 2 * 32 * 4 < cache.nbytes / 60
+
+
+def test_a_pool_that_is_used_up_refuses_and_loses_nothing():
+    layer, G = make("gqa")
+    pool = pool_for(G, 4)
+    x = normal(2, 20, H * D, seed=2).detach()
+    cache, other = PagedKVCache(pool), PagedKVCache(pool)
+    layer(x[:1, :7], cache=cache)
+    layer(x[1:, :5], cache=other)
+    assert pool.n_free == 0 and cache.max_length == 8
+    with pytest.raises(ValueError, match="2 more tokens of 1 sequences need 1 blocks of 4 tokens, but 0 of 4 are free"):
+        layer(x[:1, 7:9], cache=cache)
+    with pytest.raises(ValueError, match="0 of 4 are free"):
+        paged_step(layer, x[:, 5:7] * 1, [other, cache][::-1])
+    assert cache.length == 7 and other.length == 5
+    paged_step(layer, torch.stack([x[0, 7:8], x[1, 5:6]]), [cache, other])
+    other.free()
+    assert other.length == 0 and other.nbytes == 0
+    assert_equal(layer(x[:1, 8:12], cache=cache), layer(x[:1, :12])[:, -4:])
+    with pytest.raises(ValueError, match="all 1 blocks of 4 tokens are in use"):
+        one = BlockPool(1, 4, 1, 2)
+        one.take(), one.take()
+
+
+def test_what_does_not_fit_is_refused():
+    layer, G = make("gqa")
+    x, pool = normal(2, 1, H * D, seed=2).detach(), pool_for(G)
+    one, two = PagedKVCache(pool), PagedKVCache(pool)
+    with pytest.raises(ValueError, match="x has 2 sequences; the 1 caches hold"):
+        paged_step(layer, x, [one])
+    with pytest.raises(ValueError, match="one sequence for each"):
+        paged_step(layer, x, [PagedKVCache(pool, 2), one])
+    with pytest.raises(ValueError, match="different ones on the same pool"):
+        paged_step(layer, x, [one, one])
+    with pytest.raises(ValueError, match="different ones on the same pool"):
+        paged_step(layer, x, [one, PagedKVCache(pool_for(G))])
+    with pytest.raises(ValueError, match="keys of 16 numbers, but the pool takes 2 heads of 4"):
+        paged_step(make("multi_head")[0], x, [one, two])
+    with pytest.raises(ValueError, match="without ALiBi"):
+        paged_step(MultiHeadAttention(16, 2, causal=True, alibi=True).double(), x, [one, two])
+    with pytest.raises(ValueError, match="a causal layer"):
+        paged_step(GroupedQueryAttention(16, 4, 2, causal=False).double(), x, [one, two])
+    with pytest.raises(TypeError, match="SlidingWindowAttention; paged_step knows"):
+        paged_step(attncourse.build("sliding_window", 16, 4).double(), x, [one, two])
+    with pytest.raises(ValueError, match="block_size=0, but it must be at least 1"):
+        BlockPool(3, 0, 1, 2)
+    with pytest.raises(ValueError, match="batch_size=1, but x has 2"):
+        layer(x, cache=one)
+    with pytest.raises(TypeError, match=r"the cache torch\.float64"):
+        one.append(torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4))
+    query, table = torch.zeros(1, 4, 1, 4, **DOUBLE), torch.zeros(1, 2, dtype=torch.int64)
+    for tables, lengths, message in (
+        (table[:, :1], torch.tensor([5]), r"lengths \[5\] must be at least T=1.*fit into 1 blocks of 4"),
+        (table, torch.tensor([0]), r"lengths \[0\] must be at least T=1"),
+        (table + 60, torch.tensor([5]), "tables name blocks 60 to 60; there are 60"),
+        (table[0], torch.tensor([5]), r"tables \(2,\) must be \(B, n\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            paged_attention(query, pool, tables, lengths)
+    with pytest.raises(ValueError, match="3 heads, which do not share 2"):
+        paged_attention(query[:, :3], pool, table, torch.tensor([5]))
+
+
+def test_an_empty_part_of_a_table_is_no_part():
+    """`attend_part` of a query without a key gives -inf and 0, which merging leaves out."""
+    running = attend_part(torch.ones(1, 2), torch.ones(3, 2), torch.ones(3, 2), torch.zeros(3, dtype=torch.bool))
+    assert running.maximum.item() == float("-inf") and running.total.item() == 0 and running.weighted.eq(0).all()
