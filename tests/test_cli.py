@@ -1,16 +1,20 @@
-"""`attncourse grade`: the table, the file, the exit codes, what is said of bad files. `attncourse kv`: its tables."""
+"""The command line: what each command prints and writes, its exit codes, and what it says of what is wrong."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
-from attncourse import __version__, cli
-from attncourse.checks import exercises
+from attncourse import MECHANISMS, __version__, build, cli
+from attncourse.checks import CHAPTERS, Report, evaluate, exercises
+from attncourse.cli import listing
 from attncourse.grading import examiner, isolation
+from attncourse.lab import costs
 from attncourse.models import kv_cache_bytes, load_models
 
 ROOT = Path(__file__).parents[1]
@@ -296,3 +300,258 @@ def test_kv_help(capsys):
     assert left.value.code == 0
     for words in ("none lists them all", "(default: 131072)", "Example: attncourse kv DeepSeek-V3", "Exit status: 0"):
         assert words in " ".join(said.split()), words
+
+
+def said_by(capsys, *arguments):
+    """Exit code, the output, and what was said as an error."""
+    code = cli.main(list(map(str, arguments)))
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return code, said.out, said.err
+
+
+def test_list_shows_all_three(capsys):
+    code, out, error = said_by(capsys, "list")
+    assert (code, error) == (0, "")
+    assert [line for line in out.splitlines() if line.isupper()] == ["CHAPTERS", "MECHANISMS", "EXERCISES"]
+    assert max(map(len, out.splitlines())) <= 120
+    for part in listing.PARTS:
+        _, alone, _ = said_by(capsys, "list", part)
+        assert alone.strip() in out
+
+
+def test_list_has_every_chapter_and_what_its_exercises_ask(capsys):
+    _, out, _ = said_by(capsys, "list", "chapters")
+    header, *lines = out.splitlines()
+    assert [line.split()[1] for line in lines] == list(listing.CHAPTERS)
+    for number, (line, name) in enumerate(zip(lines, listing.CHAPTERS, strict=True)):
+        tasks = exercises(name) if name in CHAPTERS else []
+        assert line.startswith(f"{number:02}  {name} ")
+        sums = [len(tasks), sum(task.points for task in tasks), sum(task.minutes for task in tasks)]
+        assert line.split()[-3:] == [str(n) for n in sums]
+    assert header.split() == ["chapter", "title", "modules", "exercises", "points", "minutes"]
+
+
+def test_list_gives_chapters_the_titles_and_the_order_of_their_notebooks():
+    assert [name for name in listing.CHAPTERS if name in CHAPTERS] == list(CHAPTERS)
+    for number, (name, (title, _)) in enumerate(listing.CHAPTERS.items()):
+        path = ROOT / "notebooks" / f"{number:02}_{name}.ipynb"
+        if path.exists():
+            first = nbformat.read(path, 4).cells[0].source.splitlines()[0]
+            assert first == f"# {title}", path
+
+
+def test_list_says_which_modules_are_there(capsys, monkeypatch):
+    monkeypatch.setitem(listing.CHAPTERS, "choosing", ("Choosing", ("lab", "someday")))
+    _, out, _ = said_by(capsys, "list", "chapters")
+    assert "sparse, longformer, bigbird " in out and "lab, someday (planned)" in out
+    known = {path.stem for path in (ROOT / "attncourse").iterdir()}
+    modules = {name for _, names in listing.CHAPTERS.values() for name in names} - {"someday"}
+    assert modules <= known
+
+
+def test_list_has_every_mechanism_with_the_options_that_build_gives(capsys):
+    _, out, _ = said_by(capsys, "list", "mechanisms")
+    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith(tuple(MECHANISMS))}
+    assert set(lines) == set(MECHANISMS)
+    assert "SlidingWindowAttention    window=64" in lines["sliding_window"]
+    assert build("sliding_window", 32, 4).window == 64
+    assert "n_kv_heads=n_heads // 4, at least 1" in lines["gqa"] and build("gqa", 32, 8).n_kv_heads == 2
+    assert "kv_lora_rank=d_model // 4" in lines["mla"] and build("mla", 32, 4).kv_lora_rank == 8
+    assert "qk_rope_head_dim half that" in out and "all have causal=True" in out
+
+
+@pytest.mark.parametrize("what", ["gqa", "13", "GQA"])
+def test_list_of_one_chapter(what, capsys):
+    code, out, _ = said_by(capsys, "list", what)
+    header, *lines = out.splitlines()
+    assert code == 0 and header.split() == ["exercise", "minutes", "points", "level", "title"]
+    tasks = exercises("gqa")
+    for task, line in zip(tasks, lines, strict=False):
+        assert line.split()[:4] == [task.id, str(task.minutes), str(task.points), "●" * task.difficulty]
+        assert line.endswith(task.title)
+    assert lines[-1] == f"{len(tasks)} exercises, {sum(task.points for task in tasks)} points, 0 h 55 min"
+
+
+@pytest.mark.parametrize("what, words", [("gqo", "did you mean gqa"), ("exercise", "exercises"), ("99", "chapters, ")])
+def test_list_of_nothing_names_the_nearest(what, words, capsys):
+    code, out, error = said_by(capsys, "list", what)
+    assert (
+        (code, out) == (2, "") and error.startswith(f"attncourse list: there is no list '{what}'; ") and words in error
+    )
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = [sys.executable, "-m", "attncourse.cli", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        error = process.stderr.read()
+        assert (process.wait(timeout=60), error) == (0, b"")
+
+
+HERE = {"flop_per_s": 1e11, "bytes_per_s": 1e10}
+
+
+@pytest.fixture
+def known_machine(monkeypatch):
+    monkeypatch.setattr(costs, "machine", lambda device: HERE)
+
+
+SIZES = ["--tokens", "64", "--d-model", "64", "--heads", "4"]
+
+
+def test_compare_shows_the_reference_and_what_was_asked_for(capsys, known_machine):
+    code, out, error = said_by(capsys, "compare", "GQA", "sliding-window", *SIZES)
+    assert (code, error) == (0, "")
+    first, second, _, *lines = out.splitlines()
+    assert first.startswith("64 tokens, d_model 64, 4 heads, float32 on cpu, ") and first.endswith(
+        "budget: 1/4 of multi-head attention's cache"
+    )
+    assert second == "A product of matrices reaches 100.0 GFLOP/s here, a copy 10.0 GB/s."
+    names = ["multi_head", "gqa", "sliding_window"]
+    assert [line.split()[0] for line in lines if line] == ["cache", *names, "prefill", *names, "step", *names]
+    assert "gqa             0.01 MB   25.0%  n_kv_heads=1" in lines
+    for row, line in zip(costs.compare(names, n_tokens=64, d_model=64, n_heads=4, here=HERE), lines[11:], strict=True):
+        step = row["step"]
+        assert line.split()[:6] == [
+            *(row["mechanism"], f"{step['flop'] / 1e6:,.1f}", f"{step['bytes'] / 1e6:,.1f}"),
+            *(f"{step['bound_ms']:.2f}", "ms", step["binds"]),
+        ]
+        assert float(line.split()[6]) > 0
+    assert max(map(len, lines)) <= 120
+
+
+def test_compare_without_names_has_all_and_without_measuring_no_times(capsys, known_machine, monkeypatch):
+    monkeypatch.setattr(costs, "measure_layers", None)
+    code, out, _ = said_by(capsys, "compare", "--no-measure", "--budget", "0.5", *SIZES)
+    assert code == 0 and "budget: 1/2 of" in out
+    for name in MECHANISMS:
+        assert len([line for line in out.splitlines() if line.startswith(f"{name} ")]) == 3
+        assert sum(line.startswith(f"{name} ") and line.endswith(" –") for line in out.splitlines()) == 2
+
+
+def test_compare_long_waits_are_announced(capsys, monkeypatch):
+    slow = {"flop_per_s": 1e5, "bytes_per_s": 1e5}
+    monkeypatch.setattr(costs, "machine", lambda device: slow)
+    code, out, error = said_by(capsys, "compare", "mqa", *SIZES)
+    assert code == 0 and error.startswith("Measuring takes ") and "--no-measure" in error and " s  compute" in out
+
+
+@pytest.mark.parametrize("suffix, begin", [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
+@pytest.mark.parametrize("options", [[], ["--no-measure"]])
+def test_compare_draws(suffix, begin, options, tmp_path, capsys, known_machine):
+    out = tmp_path / f"costs.{suffix}"
+    code, said, _ = said_by(capsys, "compare", "mha", "gqa", *SIZES, *options, "--out", out)
+    assert code == 0 and said.splitlines()[-1] == f"Figure: {out}"
+    assert out.read_bytes().startswith(begin)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["gpa"], "there is no mechanism 'gpa'; did you mean "),
+        (["tensor"], "it must be one of multi_head, sliding_window"),
+        (["gqa", "--budget", "1/64"], "leaves gqa 2 numbers a token of 64: n_kv_heads=0"),
+        (["gqa", "--heads", "5"], "d_model=64 is not divisible by n_heads=5"),
+        (["gqa", "--out", "costs.txt"], "cannot write costs.txt; a figure's name ends in .svg, .png or .pdf"),
+        (["gqa", "--out", "no/folder/costs.svg"], "cannot write no/folder/costs.svg; name a file in a folder that"),
+    ],
+)
+def test_compare_says_what_does_not_fit(arguments, words, capsys, known_machine):
+    code, out, error = said_by(capsys, "compare", *SIZES, *arguments)
+    assert (code, out) == (2, "") and error.startswith("attncourse compare: ") and words in error
+    assert error.count("\n") == 1
+
+
+def test_compare_needs_matplotlib_for_a_figure_alone(capsys, known_machine, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, error = said_by(capsys, "compare", "gqa", *SIZES, "--out", tmp_path / "x.svg")
+    assert (code, out) == (1, "") and "a figure needs matplotlib (pip install matplotlib)" in error
+    assert said_by(capsys, "compare", "gqa", "--no-measure", *SIZES)[0] == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_compare_on_a_device_that_is_not_there(capsys):
+    code, out, error = said_by(capsys, "compare", "gqa", *SIZES, "--device", "cuda")
+    assert (code, out) == (1, "") and error.startswith("attncourse compare: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--budget", "2"], "'2' is not a share: more than 0 and at most 1"),
+        (["--budget", "0"], "not a share"),
+        (["--budget", "1/0"], "not a share"),
+        (["--budget", "a lot"], "not a share"),
+        (["--tokens", "0"], "not a whole number"),
+        (["--device", "tpu"], "invalid choice"),
+    ],
+)
+def test_compare_wrong_usage(arguments, words, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["compare", "gqa", *arguments])
+    assert left.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_stopping_a_comparison(capsys, monkeypatch):
+    def stopped(device):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(costs, "machine", stopped)
+    assert said_by(capsys, "compare", "gqa") == (130, "", "stopped\n")
+
+
+def test_check_says_what_check_says(tmp_path, capsys):
+    right = "def repeat_kv(kv, n_repeats):\n    return kv.repeat_interleave(n_repeats, 1)"
+    wrong = "def repeat_kv(kv, n_repeats):\n    return kv.repeat(1, n_repeats, 1, 1)"
+    n = len(exercises("gqa"))
+    code, out, error = said_by(capsys, "check", notebook(tmp_path / "right.ipynb", right))
+    assert (code, error) == (1, "") and out.startswith("✓ gqa/repeat_kv: correct")
+    assert out.splitlines()[-1] == f"1 of {n} right, 0 not right, {n - 1} not attempted"
+    code, out, _ = said_by(capsys, "check", notebook(tmp_path / "wrong.ipynb", wrong, "raise ValueError('\\x1b[31m')"))
+    space: dict = {}
+    exec(wrong, space)
+    assert code == 1 and str(Report(evaluate("gqa/repeat_kv", space["repeat_kv"]))) in out
+    assert out.splitlines()[-1] == f"0 of {n} right, 1 not right, {n - 1} not attempted"
+    assert "Code cell 2: ValueError: ?[31m" in out and "\x1b" not in out
+
+
+def test_check_of_solved_notebooks(capsys):
+    code, out, error = said_by(capsys, "check", SOLVED, ROOT / "solutions" / "13_gqa.ipynb")
+    n = len(CHAPTER) + len(exercises("gqa"))
+    assert (code, error) == (0, "") and out.splitlines()[0] == str(SOLVED)
+    assert out.splitlines()[-1] == f"{n} of {n} right, 0 not right, 0 not attempted"
+
+
+def test_check_of_what_is_no_notebook(tmp_path, capsys):
+    missing, essay = tmp_path / "missing.ipynb", notebook(tmp_path / "essay.ipynb", "print('hello')")
+    code, out, error = said_by(capsys, "check", missing, essay)
+    assert (code, out) == (2, "")
+    assert error == (f"{missing}: there is no such file\n{essay}: essay.ipynb has no exercise of this course in it\n")
+    code, out, error = said_by(capsys, "check", missing, SOLVED)  # the other one is checked
+    assert code == 2 and out.endswith(f"{len(CHAPTER)} of {len(CHAPTER)} right, 0 not right, 0 not attempted\n")
+
+
+def test_check_without_a_jail_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(isolation, "available", lambda: "namespaces are refused")
+    code, out, error = said_by(capsys, "check", SOLVED)
+    assert (code, out) == (1, "") and error.startswith("attncourse check: this machine cannot isolate")
+    assert said_by(capsys, "check", SOLVED, "--isolation", "C")[0] == 0
+
+
+def test_stopping_a_check(capsys, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(examiner, "grade", stopped)
+    code, _, error = said_by(capsys, "check", SOLVED)
+    assert (code, error) == (130, "stopped\n")
+
+
+@pytest.mark.parametrize("command", ["list", "compare", "kv", "check", "grade"])
+def test_every_command_has_help_with_an_example_and_its_exit_status(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert left.value.code == 0 and re.search(rf"Examples?: attncourse {command} ", said)
+    assert "Exit status: 0 " in said and ", 2 " in said

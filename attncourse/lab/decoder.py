@@ -120,15 +120,18 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + network(norm(x))."""
+    """x + attention(norm(x)), then x + network(norm(x)), a network `width` wide (default 4 · d_model)."""
 
-    def __init__(self, d_model: int, attention: nn.Module):
+    def __init__(self, d_model: int, attention: nn.Module, width: int | None = None):
         super().__init__()
+        width = 4 * d_model if width is None else width
         self.attention_norm, self.attention = nn.RMSNorm(d_model), attention
         self.network_norm = nn.RMSNorm(d_model)
-        self.up, self.down = nn.Linear(d_model, 4 * d_model, bias=False), nn.Linear(4 * d_model, d_model, bias=False)
+        self.up, self.down = nn.Linear(d_model, width, bias=False), nn.Linear(width, d_model, bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: object | None, weights: list | None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, cache: object | None = None, weights: list | None = None
+    ) -> Tensor:
         """x (B, T, d_model), the same shape back; the attention's weights are added to the list `weights`, if any."""
         attended = self.attention(self.attention_norm(x), mask=mask, cache=cache, return_weights=weights is not None)
         if weights is not None:

@@ -1,10 +1,13 @@
 """What every experiment records, and how results are kept: in JSON, a run at a time, each with what made it."""
 
 import json
+import multiprocessing
 import os
 import platform
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -37,26 +40,50 @@ def training_record(model: nn.Module, history: History) -> dict:
     }
 
 
-def keep_or_make(path: Path, planned: dict[str, dict], make: Callable[[str, dict], dict]) -> dict[str, dict]:
+def keep_or_make(
+    path: Path, planned: dict[str, dict], make: Callable[[str, dict], dict], workers: int = 1
+) -> dict[str, dict]:
     """The runs `planned` (key -> what it is made from), written to `path` under "runs" as they are done.
 
     A run that stands there and was made from the same is kept; the others are `make(key, made_from)`, and what
-    no longer belongs to the plan is dropped at the end. Everything else in the file stays.
+    no longer belongs to the plan is dropped at the end. Everything else in the file stays. With more than one worker,
+    each a process of its own, `make` must be a module's function, or a `partial` of one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = json.loads(path.read_text()) if path.exists() else {}
     kept, made = content.get("runs", {}), {}
     for key, made_from in planned.items():
-        old = kept.get(key, {})
-        if all(old.get(field) == value for field, value in made_from.items()):
-            made[key], verb = old, "kept"
-        else:
-            made[key], verb = made_from | make(key, made_from), "done"
+        if all(kept.get(key, {}).get(field) == value for field, value in made_from.items()):
+            made[key] = kept[key]
+            print(f"{key}: kept{_summary(made[key])}", flush=True)
+    waiting, start = {key: planned[key] for key in planned if key not in made}, time.monotonic()
+    for done, (key, result) in enumerate(_results(waiting, make, workers), 1):
+        made[key] = planned[key] | result
         write_json(path, content | {"runs": kept | made})
-        exact = f", exact {made[key]['exact']:.3f}" if "exact" in made[key] else ""
-        print(f"{key}: {verb}{exact}, {made[key]['seconds']} s", flush=True)
+        left = (time.monotonic() - start) / done * (len(waiting) - done) / 60
+        bar = f"{'█' * (10 * done // len(waiting)):░<10} {done}/{len(waiting)}  {left:.0f} min left"
+        print(f"{bar}  {key}: done{_summary(made[key])}", flush=True)
+    made = {key: made[key] for key in planned}
     write_json(path, content | {"runs": made})
     return made
+
+
+def _results(waiting: dict[str, dict], make: Callable[[str, dict], dict], workers: int) -> Iterator[tuple[str, dict]]:
+    """The results of what waits, as they come."""
+    if workers == 1:
+        yield from ((key, make(key, made_from)) for key, made_from in waiting.items())
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(make, key, made_from): key for key, made_from in waiting.items()}
+        try:
+            yield from ((futures[future], future.result()) for future in as_completed(futures))
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error, nothing more is begun
+
+
+def _summary(run: dict) -> str:
+    exact = f", exact {run['exact']:.3f}" if "exact" in run else ""
+    return f"{exact}, {run['seconds']} s"
 
 
 def write_json(path: Path, content: dict) -> None:
