@@ -1,8 +1,8 @@
 """The same attention, executed better: a softmax in parts, and attention in tiles that never stores its scores.
 
 Nothing here changes the result of `attention.scaled_dot_product_attention`, but for rounding. Milakov and Gimelshein
-2018 (the softmax in one pass); Dao et al. 2022, algorithms 1, 2 and 4 (FlashAttention); tiles in the order of Dao 2023,
-queries outside. Letters: T queries, the last of S keys; D, Dv numbers of a head.
+2018 (the softmax in one pass); Dao et al. 2022, algorithms 1, 2 and 4 (FlashAttention); tiles in the order of Dao
+2023's forward pass, queries outside, in both passes. Letters: T queries, the last of S keys; D, Dv numbers of a head.
 """
 
 from collections.abc import Iterator
@@ -33,15 +33,17 @@ def attend_part(
 ) -> Running:
     """What the keys of one part leave, in at least float32.
 
-    query (..., T, D), key (..., S, D), value (..., S, Dv); allowed: boolean, broadcastable to (..., T, S).
+    query (..., T, D), key (..., S, D), value (..., S, Dv), S at least 1; allowed: boolean, broadcastable to
+    (..., T, S).
     """
     query, key, value = (at_least_float32(x) for x in (query, key, value))
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)  # (..., T, S)
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    maximum = scores.amax(-1, keepdim=True).detach()  # (..., T, 1): any number would do, so no gradient passes
-    shares = (scores - _finite(maximum)).exp()
-    return Running(maximum, shares.sum(-1, keepdim=True), shares @ value)
+    with torch.autocast(query.device.type, enabled=False):
+        scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)  # (..., T, S)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, float("-inf"))
+        maximum = scores.amax(-1, keepdim=True).detach()  # (..., T, 1): any number would do, so no gradient passes
+        shares = (scores - _finite(maximum)).exp()
+        return Running(maximum, shares.sum(-1, keepdim=True), shares @ value)
 
 
 def merge(a: Running, b: Running) -> Running:
@@ -106,15 +108,16 @@ def tiled_attention(
     query_tile: int = 256,
     key_tile: int = 256,
 ) -> Tensor:
-    """Attention in tiles, as FlashAttention: forward and backward hold one tile of scores, and keep O(T) numbers.
+    """Attention in tiles, as FlashAttention: O(T) numbers are kept, and a tile of scores at a time (backward: two).
 
     query (..., T, D), key (..., S, D), value (..., S, Dv), with equal leading axes; where causal, the queries are the
     last T of S, and tiles above the diagonal are skipped. mask: boolean, True = may attend, broadcastable to
     (..., T, S), and read in tiles. Returns (..., T, Dv); a query with no allowed key gets zeros.
 
     Sums are in at least float32. Raises ValueError for shapes that do not fit and for a tile of 0, TypeError for
-    dtypes. Dao et al. 2022, algorithms 2 and 4. Differs from the paper: queries are the outer loop (Dao 2023), there is
-    no dropout, and PyTorch's matrix products take the place of a kernel.
+    dtypes. Dao et al. 2022, algorithms 2 and 4. Differs from the paper: queries are the
+    outer loop (Dao 2023 has it so forward, keys outside backward), there is no dropout, and PyTorch's matrix products
+    take the place of a kernel.
     """
     _check(query, key, value, mask, causal, query_tile=query_tile, key_tile=key_tile)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -131,7 +134,10 @@ def tiled_forward(
     query_tile: int,
     key_tile: int,
 ) -> tuple[Tensor, Tensor]:
-    """The output (..., T, Dv), and the logarithm of each row's sum of exponentials (..., T, 1): 0 for an empty row."""
+    """The output (..., T, Dv), and the logarithm of each row's sum of exponentials (..., T, 1): 0 for an empty row.
+
+    Arguments as `tiled_attention` has them, unchecked; scale is a number.
+    """
     T, S = query.shape[-2], key.shape[-2]
     output = value.new_empty(*query.shape[:-1], value.shape[-1])
     log_sum = at_least_float32(query.new_empty(*query.shape[:-1], 1))
@@ -147,6 +153,7 @@ def tiled_forward(
             total.mul_(rescale).add_(shares.sum(-1, keepdim=True))
             weighted.mul_(rescale).add_(shares @ at_least_float32(value[..., columns, :]))
             maximum = larger
+            del scores, shares  # before the next tile is made
         empty = total == 0
         output[..., rows, :] = weighted / total.masked_fill(empty, 1.0)
         log_sum[..., rows, :] = (maximum + total.log()).masked_fill(empty, 0.0)
@@ -168,6 +175,7 @@ def tiled_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value from that of the output (..., T, Dv), and what the forward pass kept.
 
+    Arguments as `tiled_attention` has them, unchecked; scale is a number.
     A tile's weights are computed again, exp(score - log_sum). The softmax's gradient needs of each row only
     Σ_j weight · ∂weight = output · grad_output, one number.
     """
@@ -185,6 +193,7 @@ def tiled_gradients(
             of_scores = weights.mul_(of_weights.sub_(dot))
             of_query[..., rows, :] += of_scores @ at_least_float32(key[..., columns, :]) * scale
             of_key[..., columns, :] += of_scores.mT @ part
+            del scores, weights, of_weights, of_scores  # before the next tile is made
     return of_query.to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype)
 
 

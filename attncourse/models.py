@@ -44,7 +44,7 @@ def find_model(name: str) -> dict[str, Any]:
         return load_models()[names[key]]
     near = [known for folded, known in names.items() if key and key in folded]
     near += [names[folded] for folded in difflib.get_close_matches(key, names, n=5, cutoff=0.3)]
-    hint = f"the nearest names: {', '.join(dict.fromkeys(near[:5]))}" if near else "load_models() has the names"
+    hint = f"the nearest names: {', '.join(dict.fromkeys(near[:5]))}" if near else "there is none like it"
     raise ValueError(f"no model is named {name!r}; {hint}")
 
 

@@ -6,16 +6,16 @@ in place, and nothing is swapped out. Letters: B sequences, G key-value heads, D
 """
 
 from collections.abc import Sequence
-from functools import reduce
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from attncourse.attention import check_at_least_one, check_sequence, check_tensors
-from attncourse.execution import attend_part, finish, merge
+from attncourse.attention import at_least_float32, check_at_least_one, check_sequence, check_tensors
+from attncourse.execution import Running, attend_part, finish, merge
+from attncourse.gqa import GroupedQueryAttention
 from attncourse.kv_cache import KVCache
-from attncourse.multi_head import merge_heads, split_heads
+from attncourse.multi_head import MultiHeadAttention, merge_heads, split_heads
 from attncourse.positions import apply_rotary
 
 TOKENS_AT_A_TIME = 512  # whose blocks `paged_attention` gathers
@@ -75,14 +75,20 @@ class BlockPool:
         return block
 
     def share(self, block: int) -> None:
-        """One more user of a block in use."""
+        """One more user of a block in use. Raises ValueError for a free one, as `give_back` does."""
+        self._check_used(block)
         self.users[block] += 1
 
     def give_back(self, block: int) -> None:
         """One user less; without any, the block is free."""
+        self._check_used(block)
         self.users[block] -= 1
         if not self.users[block]:
             self._free.append(block)
+
+    def _check_used(self, block: int) -> None:
+        if not self.users[block]:
+            raise ValueError(f"block {block} is free")
 
 
 class PagedKVCache(KVCache):
@@ -111,7 +117,10 @@ class PagedKVCache(KVCache):
     @property
     def max_length(self) -> int:
         """How many tokens there is room for now, if no other cache takes blocks."""
-        return (len(self.blocks[0]) + self.pool.n_free // len(self.blocks)) * self.pool.block_size
+        free = self.pool.n_free - self._needed(1)[1]  # less the copies of unfinished blocks that others use too
+        if free < 0:
+            return self.length
+        return (len(self.blocks[0]) + free // len(self.blocks)) * self.pool.block_size
 
     @property
     def nbytes(self) -> int:
@@ -121,12 +130,12 @@ class PagedKVCache(KVCache):
     @property
     def key(self) -> Tensor:
         """Keys as stored, (B, G, length, D), gathered into a new tensor."""
-        return self._gather(self.pool.key)
+        return _read(self.pool.key, self.table)[:, :, : self.length]
 
     @property
     def value(self) -> Tensor:
         """Values as stored, (B, G, length, Dv), gathered into a new tensor."""
-        return self._gather(self.pool.value)
+        return _read(self.pool.value, self.table)[:, :, : self.length]
 
     def check_room(self, batch_size: int, n_new: int) -> None:
         """Raise ValueError unless `n_new` more tokens of `batch_size` sequences fit into the pool."""
@@ -159,10 +168,11 @@ class PagedKVCache(KVCache):
         self.check_room(len(self.blocks), n_new)
         new, copied = self._needed(n_new)
         if copied:  # copy on write
+            at = self.length // self.pool.block_size
             for row in self.blocks:
-                if self.pool.users[old := row[-1]] > 1:
-                    row[-1] = self.pool.take()
-                    self.pool.key[row[-1]], self.pool.value[row[-1]] = self.pool.key[old], self.pool.value[old]
+                if self.pool.users[old := row[at]] > 1:
+                    row[at] = self.pool.take()
+                    self.pool.key[row[at]], self.pool.value[row[at]] = self.pool.key[old], self.pool.value[old]
                     self.pool.give_back(old)
         for row in self.blocks:
             row += [self.pool.take() for _ in range(new // len(self.blocks))]
@@ -172,7 +182,8 @@ class PagedKVCache(KVCache):
     def fork(self) -> "PagedKVCache":
         """A second cache with the same tokens, in the same blocks: what either appends, the other does not see."""
         other = PagedKVCache(self.pool, len(self.blocks))
-        other.length, other.blocks = self.length, [list(row) for row in self.blocks]
+        written = -(-self.length // self.pool.block_size)  # blocks taken in advance are not shared
+        other.length, other.blocks = self.length, [row[:written] for row in self.blocks]
         for block in chain(*other.blocks):
             self.pool.share(block)
         return other
@@ -191,9 +202,6 @@ class PagedKVCache(KVCache):
         copied = sum(self.pool.users[row[self.length // b]] > 1 for row in self.blocks) if writes_on else 0
         return new * len(self.blocks), copied
 
-    def _gather(self, pages: Tensor) -> Tensor:
-        return pages[self.table].transpose(1, 2).flatten(2, 3)[:, :, : self.length]  # (B, G, n·b, D) before the cut
-
     def _rooms(self) -> tuple[Tensor, Tensor]:
         """Views with the sizes, dtype and device of the keys and values that the cache takes."""
         return tuple(pages[:1].expand(len(self.blocks), -1, -1, -1) for pages in (self.pool.key, self.pool.value))
@@ -204,28 +212,29 @@ def paged_attention(
 ) -> Tensor:
     """Causal attention of each sequence's last T queries to its own tokens, read through its table of blocks.
 
-    query (B, H, T, D); tables (B, n), int64, what stands after a sequence's last block does not count; lengths (B,),
-    int64: tokens of each sequence, the T queries among them. Query head h reads key head h // (H/G). Returns
-    (B, H, T, Dv). Blocks of some 512 tokens are gathered at a time, and merged by `execution.merge`.
+    query (B, H, T, D); tables (B, n), int64: what stands after a sequence's last block does not count, but must name a
+    block; lengths (B,), int64: tokens of each sequence, the T queries among them. Query head h reads key head
+    h // (H/G). Returns (B, H, T, Dv). Blocks of 512 tokens are gathered at a time, and merged by `execution.merge`.
 
     Raises ValueError for shapes that do not fit, a length below T or beyond the table, and blocks that do not exist.
     """
-    B, H, T, D = query.shape
-    G, b = pool.key.shape[1], pool.block_size
     _check_tables(query, pool, tables, lengths)
+    (B, H, T, D), G, b = query.shape, pool.key.shape[1], pool.block_size
     rows = query.reshape(B, G, H // G * T, D)  # (B, G, H/G·T, D): as in chapter 13
     last = (lengths[:, None] - T + torch.arange(T, device=query.device)).repeat(1, H // G)  # (B, H/G·T)
-    shortest, longest, step = int(lengths.min()), int(lengths.max()), max(1, TOKENS_AT_A_TIME // b)
-    parts = []
-    for first in range(0, -(-longest // b), step):
-        blocks = tables[:, first : min(first + step, -(-longest // b))]  # (B, c)
-        key, value = (pages[blocks].transpose(1, 2).flatten(2, 3) for pages in (pool.key, pool.value))  # (B, G, c·b, D)
-        place = first * b + torch.arange(key.shape[2], device=query.device)  # (c·b,)
-        allowed = place <= last[:, None, :, None]  # (B, 1, H/G·T, c·b)
-        if place.shape[0] + first * b > shortest:  # 0 · NaN is NaN: what others left there must not be read
-            value = value.masked_fill((place >= lengths[:, None])[:, None, :, None], 0.0)
-        parts.append(attend_part(rows, key, value, allowed, scale=scale))
-    return finish(reduce(merge, parts)).to(pool.value.dtype).reshape(B, H, T, -1)
+    empty = at_least_float32(query.new_zeros(B, G, H // G * T, 1))
+    running = Running(empty - torch.inf, empty, empty.expand(-1, -1, -1, pool.value.shape[3]).clone())
+    step = max(1, TOKENS_AT_A_TIME // b)
+    for first in range(0, -(-int(lengths.max()) // b), step):
+        here = (lengths > first * b).nonzero()[:, 0]  # (B',): the sequences that reach so far
+        blocks = tables[here, first : first + step]  # (B', c)
+        place = first * b + torch.arange(blocks.shape[1] * b, device=query.device)  # (c·b,)
+        key, value = (_read(pages, blocks) for pages in (pool.key, pool.value))  # (B', G, c·b, D)
+        value.masked_fill_((place >= lengths[here, None])[:, None, :, None], 0.0)  # 0 · NaN, left by others, is NaN
+        part = attend_part(rows[here], key, value, place <= last[here, None, :, None], scale=scale)
+        for whole, merged in zip(running, merge(Running(*(x[here] for x in running)), part), strict=True):
+            whole[here] = merged
+    return finish(running).to(pool.value.dtype).reshape(B, H, T, -1)
 
 
 @torch.no_grad()
@@ -234,9 +243,9 @@ def paged_step(layer: nn.Module, x: Tensor, caches: Sequence[PagedKVCache]) -> T
 
     layer: a causal `MultiHeadAttention`, `GroupedQueryAttention` or `MultiQueryAttention`. caches: B of them, of one
     sequence each, on one pool. Equal to the layer called on each sequence with a `KVCache`. Raises TypeError for
-    another layer, ValueError for caches that do not fit or a pool that is used up; then nothing is stored.
+    another layer, cache or dtype, ValueError for what does not fit and a pool that is used up; then nothing is stored,
+    but blocks may already be taken for it.
     """
-    check_sequence("x", x, getattr(layer, "q_proj", nn.Linear(x.shape[-1], 1)))
     pool = _common_pool(layer, x, caches)
     query, key, value = (
         split_heads(project(x), heads)
@@ -256,7 +265,13 @@ def paged_step(layer: nn.Module, x: Tensor, caches: Sequence[PagedKVCache]) -> T
     _write(pool, tables, positions, key, value)
     for cache in caches:
         cache.length += x.shape[1]
-    return layer.o_proj(merge_heads(paged_attention(query, pool, tables, past + x.shape[1])))
+    return layer.o_proj(merge_heads(paged_attention(query.to(pool.key.dtype), pool, tables, past + x.shape[1])))
+
+
+def _read(pages: Tensor, tables: Tensor) -> Tensor:
+    """The tokens of the blocks that tables (B, n) name, as a new tensor (B, G, n·b, D)."""
+    blocks = pages.index_select(0, tables.flatten()).unflatten(0, tables.shape)  # (B, n, G, b, D)
+    return blocks.transpose(1, 2).flatten(2, 3)
 
 
 def _write(pool: BlockPool, tables: Tensor, positions: Tensor, key: Tensor, value: Tensor) -> None:
@@ -268,28 +283,36 @@ def _write(pool: BlockPool, tables: Tensor, positions: Tensor, key: Tensor, valu
 
 def _common_pool(layer: nn.Module, x: Tensor, caches: Sequence[PagedKVCache]) -> BlockPool:
     """The pool of all caches, if they and the layer fit together."""
-    names = ("q_proj", "k_proj", "v_proj", "o_proj", "n_heads", "rotary")
-    if not all(hasattr(layer, name) for name in names) or hasattr(layer, "window"):
+    if not isinstance(layer, MultiHeadAttention | GroupedQueryAttention):
         raise TypeError(f"layer is a {type(layer).__name__}; paged_step knows multi-head, grouped and multi-query ones")
-    if not layer.causal or getattr(layer, "alibi", False) or getattr(layer, "crosses", False):
-        raise ValueError("paged_step needs a causal layer that reads its own sequence, without ALiBi")
-    if len(caches) != x.shape[0] or any(len(cache.blocks) != 1 for cache in caches):
+    check_sequence("x", x, layer.q_proj)
+    if not layer.causal or getattr(layer, "alibi", False):
+        raise ValueError("paged_step needs a causal layer without ALiBi")
+    if not all(isinstance(cache, PagedKVCache) for cache in caches):
+        raise TypeError("paged_step takes PagedKVCaches; a layer with another cache is called with it")
+    if not caches or len(caches) != x.shape[0] or any(len(cache.blocks) != 1 for cache in caches):
         sizes = [len(cache.blocks) for cache in caches]
         raise ValueError(f"x has {x.shape[0]} sequences; the {len(caches)} caches hold {sizes}: one sequence for each")
     if len({id(cache) for cache in caches}) < len(caches) or len({id(cache.pool) for cache in caches}) > 1:
         raise ValueError("the caches must be different ones on the same pool")
-    pool = caches[0].pool
-    width = pool.key.shape[1] * pool.key.shape[3]
-    if layer.k_proj.out_features != width:
+    pool, D = caches[0].pool, layer.q_proj.out_features // layer.n_heads
+    G, sizes = layer.k_proj.out_features // D, (pool.key.shape[1], pool.key.shape[3], pool.value.shape[3])
+    if sizes != (G, D, D):
         raise ValueError(
-            f"the layer makes keys of {layer.k_proj.out_features} numbers, but the pool takes "
-            f"{pool.key.shape[1]} heads of {pool.key.shape[3]}"
+            f"the layer makes keys and values of {G} heads of {D} numbers, but the pool takes {sizes[0]} heads of "
+            f"{sizes[1]}, and values of {sizes[2]}"
         )
+    if pool.key.device != x.device:
+        raise ValueError(f"devices differ: x {x.device}, the pool {pool.key.device}")
+    if pool.key.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"dtypes differ: x {x.dtype}, the pool {pool.key.dtype}: make another pool")
     return pool
 
 
 def _check_tables(query: Tensor, pool: BlockPool, tables: Tensor, lengths: Tensor) -> None:
     B, H, T, _ = query.shape
+    if not B:
+        raise ValueError(f"query has shape {tuple(query.shape)}: there is no sequence in it")
     check_tensors(query[:, :1], pool.key[:1, :1].expand(B, -1, -1, -1), pool.value[:1, :1].expand(B, -1, -1, -1))
     if H % pool.key.shape[1]:
         raise ValueError(f"query has {H} heads, which do not share {pool.key.shape[1]} key heads evenly")

@@ -127,7 +127,7 @@ def test_what_cannot_be_graded_is_said_and_the_rest_is_graded(tmp_path, capsys):
         bad,
         [
             *("there is no such file", "is not whole JSON", "not a notebook of format 4", "not a notebook of format 4"),
-            *("is not UTF-8 text", "is not whole JSON", "has no exercise of this course in it", "directory"),
+            *("is not UTF-8 text", "is not whole JSON", "has no exercise of this course in it", "folder"),
         ],
         strict=True,
     ):
@@ -451,7 +451,7 @@ def test_compare_draws(suffix, begin, options, tmp_path, capsys, known_machine):
     [
         (["gpa"], "there is no mechanism 'gpa'; did you mean "),
         (["tensor"], "it must be one of multi_head, sliding_window"),
-        (["gqa", "--budget", "1/64"], "leaves gqa 2 numbers a token of 64: n_kv_heads=0"),
+        (["gqa", "--budget", "1/64"], "is too small for gqa: it leaves 2 numbers a token of 64, and n_kv_heads=0"),
         (["gqa", "--heads", "5"], "d_model=64 is not divisible by n_heads=5"),
         (["gqa", "--out", "costs.txt"], "cannot write costs.txt; a figure's name ends in .svg, .png or .pdf"),
         (["gqa", "--out", "no/folder/costs.svg"], "cannot write no/folder/costs.svg; name a file in a folder that"),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attncourse.attention import scaled_dot_product_attention
-from attncourse.execution import attend_part, finish, merge, online_attention, tiled_attention
+from attncourse.execution import attend_part, finish, merge, online_attention, tiled_attention, tiled_forward
 from attncourse.lab.measure import allocated_bytes, peak_bytes
 from attncourse.masks import causal_mask
 from tests.test_bahdanau import assert_equal, normal, on_devices
@@ -203,9 +203,40 @@ def test_what_does_not_fit_is_refused(form):
         form(query, key, value, causal=False, **size)
 
 
-def test_autocast_leaves_the_sums_wide():
-    query, key, value = (x.detach().float() for x in tensors(9, 9))
+@pytest.mark.parametrize("form", [online_attention, tiled_attention])
+def test_autocast_leaves_the_sums_wide(form):
+    given = [x.detach().float().requires_grad_() for x in tensors(9, 9)]
+    (wanted,) = torch.autograd.grad(form(*given).sum(), given[0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = tiled_attention(query, key, value)
+        output = form(*given)
+        if form is tiled_attention:  # its own backward pass; PyTorch's, of the other, is to be called outside
+            (found,) = torch.autograd.grad(output.sum(), given[0])
+            assert_equal(found, wanted, 1e-5)
     assert output.dtype == torch.float32
-    assert_equal(output, whole(query, key, value), 1e-5)
+    assert_equal(output, whole(*given), 1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_scale_of_zero_weighs_all_keys_alike(form):
+    query, key, value = tensors(3, 3)
+    output = FORMS[form](query, key, value, causal=False, scale=0.0)
+    assert_equal(output, value.mean(2, keepdim=True).expand(-1, -1, 3, -1), 1e-12)
+
+
+def test_the_backward_pass_sums_wide_and_from_a_wide_logarithm():
+    query, key = torch.zeros(1, 1, 2000, 3, dtype=torch.bfloat16), torch.zeros(1, 1, 1, 3, dtype=torch.bfloat16)
+    value = torch.zeros(1, 1, 1, 3, dtype=torch.bfloat16, requires_grad=True)
+    (found,) = torch.autograd.grad(tiled_attention(query, key, value, causal=False, query_tile=1).sum(), value)
+    assert found.eq(2000).all()  # a bfloat16 sum of ones stops at 256
+    query, key = torch.full((1, 1, 1, 3), 10.0).bfloat16(), torch.full((1, 1, 3, 3), 5.0).bfloat16()
+    value = torch.zeros(1, 1, 3, 3, dtype=torch.bfloat16, requires_grad=True)
+    (found,) = torch.autograd.grad(tiled_attention(query, key, value).sum(), value)
+    assert_equal(found.float(), torch.full((1, 1, 3, 3), 1 / 3), 2e-3)
+    assert tiled_forward(query, key, value, None, False, 0.5, 2, 2)[1].dtype == torch.float32
+
+
+def test_the_online_form_holds_one_tile_of_scores():
+    query, key, value = (torch.ones(1, 1, 512, 8) for _ in range(3))
+    assert allocated_bytes(lambda: online_attention(query, key, value, tile=16))[1] <= 512 * 16 * 4
+    with pytest.raises(ValueError, match="query_tile=0"):
+        tiled_attention(query, key, value, query_tile=0)

@@ -315,7 +315,7 @@ def test_names_are_found_and_near_ones_are_offered():
         find_model("DeepSeek V3")
     with pytest.raises(ValueError, match="Llama-2-7b-hf, Llama-2-70b-hf"):
         kv_cache_bytes("llama-2", 4)
-    with pytest.raises(ValueError, match="has the names"):
+    with pytest.raises(ValueError, match="there is none like it"):
         find_model("%")
 
 

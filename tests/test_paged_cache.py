@@ -168,6 +168,24 @@ def test_a_shared_prefix_is_stored_once():
     assert pool.used_bytes == left.nbytes == 8 * pool.block_bytes
 
 
+def test_blocks_taken_in_advance_are_not_shared():
+    """Room that was made and not written, as after a step that failed: each fork takes its own."""
+    pool = BlockPool(20, 4, 1, 2)
+    new = torch.arange(48.0).view(6, 1, 1, 4, 2)
+    for held in (0, 1, 4):
+        one = PagedKVCache(pool)
+        one.append(new[0][:, :, :held], new[0][:, :, :held])
+        one.make_room(8)
+        two = one.fork()
+        one.append(new[1], new[1]), two.append(new[2], new[2])
+        assert torch.equal(one.key[:, :, held:], new[1]) and torch.equal(two.key[:, :, held:], new[2])
+        assert torch.equal(one.key[:, :, :held], new[0][:, :, :held]) and torch.equal(
+            two.key[:, :, :held], one.key[:, :, :held]
+        )
+        one.free(), two.free()
+        assert pool.n_free == 20
+
+
 def test_a_step_gathers_blocks_and_not_the_cache():
     pool = BlockPool(1024, 16, 2, 32)
     cache = PagedKVCache(pool)
@@ -211,10 +229,24 @@ def test_what_does_not_fit_is_refused():
         paged_step(layer, x, [one, one])
     with pytest.raises(ValueError, match="different ones on the same pool"):
         paged_step(layer, x, [one, PagedKVCache(pool_for(G))])
-    with pytest.raises(ValueError, match="keys of 16 numbers, but the pool takes 2 heads of 4"):
+    with pytest.raises(ValueError, match="4 heads of 4 numbers, but the pool takes 2 heads of 4"):
         paged_step(make("multi_head")[0], x, [one, two])
     with pytest.raises(ValueError, match="without ALiBi"):
         paged_step(MultiHeadAttention(16, 2, causal=True, alibi=True).double(), x, [one, two])
+    for name in ("sparse", "linear", "performer"):
+        with pytest.raises(TypeError, match="paged_step knows"):
+            paged_step(attncourse.build(name, 16, 4).double(), x, [one, two])
+    with pytest.raises(TypeError, match="takes PagedKVCaches"):
+        paged_step(layer, x, [one, layer.new_cache(1, 4)])
+    for wrong in (BlockPool(9, 4, 1, 8, **DOUBLE), BlockPool(9, 4, 2, 4, value_dim=5, **DOUBLE), BlockPool(9, 4, 2, 4)):
+        caches = [PagedKVCache(wrong), PagedKVCache(wrong)]
+        with pytest.raises((ValueError, TypeError), match="the pool"):
+            paged_step(layer, x, caches)
+        assert caches[0].length == 0 and wrong.n_free == 9
+    with pytest.raises(ValueError, match="block 3 is free"):
+        pool_for(1).share(3)
+    with pytest.raises(ValueError, match="block 3 is free"):
+        pool_for(1).give_back(3)
     with pytest.raises(ValueError, match="a causal layer"):
         paged_step(GroupedQueryAttention(16, 4, 2, causal=False).double(), x, [one, two])
     with pytest.raises(TypeError, match="SlidingWindowAttention; paged_step knows"):
@@ -236,6 +268,69 @@ def test_what_does_not_fit_is_refused():
             paged_attention(query, pool, tables, lengths)
     with pytest.raises(ValueError, match="3 heads, which do not share 2"):
         paged_attention(query[:, :3], pool, table, torch.tensor([5]))
+
+
+def test_what_the_storage_takes_and_how_much_fits():
+    assert BlockPool(3, 4, 2, 6, value_dim=5).block_bytes == 2 * 4 * (6 + 5) * 4
+    assert PagedKVCache(BlockPool(9, 4, 2, 4), 2).max_length == 16
+    cache = PagedKVCache(BlockPool(3, 4, 2, 4))
+    cache.append(torch.ones(1, 2, 5, 4), torch.ones(1, 2, 5, 4))
+    assert cache.table.shape == (1, 2)
+    cache.free()
+    assert cache.table.shape == (1, 0) and cache.key.shape == (1, 2, 0, 4)
+
+
+def test_a_fork_that_cannot_be_copied_is_refused_and_says_so():
+    cache, one = PagedKVCache(BlockPool(1, 4, 2, 4)), torch.ones(1, 2, 1, 4)
+    cache.append(one, one)
+    fork = cache.fork()
+    fork.check_room(1, 0)
+    assert fork.max_length == fork.length == 1
+    with pytest.raises(ValueError, match="need 1 blocks of 4 tokens, but 0 of 1 are free"):
+        fork.append(one, one)
+    assert fork.length == 1
+
+
+def test_one_block_may_be_longer_than_what_is_gathered_and_scores_far_below_zero():
+    pool = BlockPool(1, 600, 2, 4)
+    cache = PagedKVCache(pool)
+    cache.append(torch.full((1, 2, 3, 4), -1000.0), torch.ones(1, 2, 3, 4))
+    assert paged_attention(torch.ones(1, 2, 1, 4), pool, cache.table, torch.tensor([3])).eq(1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_narrow_layer_steps_as_with_a_plain_cache(dtype):
+    torch.manual_seed(0)
+    layer, x = GroupedQueryAttention(16, 4, 2).to(dtype), normal(1, 601, 16, seed=2).detach().to(dtype)
+    cache, plain = PagedKVCache(BlockPool(151, 4, 2, 4, dtype=dtype)), layer.new_cache(1, 601)
+    layer(x[:, :600], cache=cache), layer(x[:, :600], cache=plain)
+    output = paged_step(layer, x[:, 600:], [cache])
+    assert output.dtype == dtype
+    assert_equal(output.float(), layer(x[:, 600:], cache=plain).float(), 0.02)
+
+
+def test_a_step_leaves_no_gradient_and_the_random_generator_alone():
+    layer, state = GroupedQueryAttention(16, 4, 2), torch.get_rng_state()
+    cache, x = PagedKVCache(BlockPool(2, 4, 2, 4)), torch.ones(1, 2, 16, requires_grad=True)
+    assert not paged_step(layer, x, [cache]).requires_grad and not cache.pool.key.requires_grad
+    assert torch.equal(torch.get_rng_state(), state)
+    kept = cache.append(torch.ones(1, 2, 1, 4, requires_grad=True), torch.ones(1, 2, 1, 4, requires_grad=True))
+    assert not any(x.requires_grad for x in kept)
+
+
+def test_autocast_writes_into_a_wide_pool():
+    torch.manual_seed(0)
+    layer, x = GroupedQueryAttention(16, 4, 2), normal(1, 4, 16, seed=2).detach().float()
+    cache, plain = PagedKVCache(BlockPool(2, 4, 2, 4)), layer.new_cache(1, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x[:, :3], cache=cache), layer(x[:, :3], cache=plain))
+        assert_equal(paged_step(layer, x[:, 3:], [cache]), layer(x[:, 3:], cache=plain), 0.02)
+
+
+@pytest.mark.parametrize(("table", "length", "T"), [([[-1]], 1, 1), ([[0]], 2, 3), ([[0]], 2, 0)])
+def test_tables_and_lengths_out_of_range_are_refused(table, length, T):
+    with pytest.raises(ValueError, match=r"at least T|tables name blocks"):
+        paged_attention(torch.zeros(1, 2, T, 4), BlockPool(1, 4, 2, 4), torch.tensor(table), torch.tensor([length]))
 
 
 def test_an_empty_part_of_a_table_is_no_part():

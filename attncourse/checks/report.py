@@ -95,7 +95,11 @@ class Report:
         return f" ({points} of {self.verdict.exercise.points} points)" if points else ""
 
     def _lines(self) -> list[str]:
-        lines = [self.verdict.message] if self.verdict.message and self.verdict.kind != "passed" else []
+        lines = (
+            [self.verdict.message]
+            if self.verdict.message and self.verdict.kind not in ("passed", "not attempted")
+            else []
+        )
         mistakes = self.verdict.mistakes
         if self.verdict.kind == "misses":
             return [*lines, *(f"– {mistake.title}" for mistake in mistakes)]

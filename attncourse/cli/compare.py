@@ -39,7 +39,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="of multi-head attention's cache, as 1/4 or 0.25 (default: %(default)s)",
     )
     compare.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    compare.add_argument("--no-measure", action="store_true", help="formulas only: no layer runs")
+    compare.add_argument(
+        "--no-measure", action="store_true", help="runs no layer; the rates of this machine are measured all the same"
+    )
     compare.add_argument(
         "--out", type=Path, metavar="FILE", help=f"write a figure too, {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     )
@@ -84,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         return failed("compare", error, 2)
     except (ImportError, RuntimeError, AssertionError) as error:  # no matplotlib, no such device, no memory
-        return failed("compare", str(error).splitlines()[0], 1)
+        return failed("compare", (str(error).splitlines() or [type(error).__name__])[0], 1)
     threads = torch.get_num_threads()
     on = f"float32 on {options.device}, {threads} thread{'s' if threads > 1 else ''}"
     if options.device == "cuda":
@@ -95,7 +97,10 @@ def run(options: argparse.Namespace) -> int:
     print(f"A product of matrices reaches {here['flop_per_s'] / 1e9:,.1f} GFLOP/s here,", end=" ")
     print(f"a copy {here['bytes_per_s'] / 1e9:,.1f} GB/s.\n\n{table(rows)}")
     if draw:
-        draw(rows, f"{about}\n{budget}", options.out)
+        try:
+            draw(rows, f"{about}\n{budget}", options.out)
+        except OSError as error:
+            return failed("compare", f"cannot write {options.out}: {error.strerror}", 1)
         print(f"\nFigure: {options.out}")
     return 0
 

@@ -71,6 +71,8 @@ def _read(path: Path) -> tuple[list[str], list["Task"]]:
         cells = code_cells(path)
     except FileNotFoundError:
         raise NotebookError("there is no such file") from None
+    except IsADirectoryError:
+        raise NotebookError(f"that is a folder; name the notebooks in it, as {path}/*.ipynb") from None
     except OSError as error:
         raise NotebookError(str(error)) from None
     if not (chosen := exercises_in(cells)):
@@ -147,8 +149,11 @@ def run_grade(options: argparse.Namespace) -> int:
                 records[str(path)] = results.to_json(graded)
                 write()
                 print(f"{path}\n{results.to_text(graded)}")
+        write()
     except RuntimeError as error:
         return failed("grade", error, 1)
-    write()
-    print(f"Results of {len(records)} notebook{'s' if len(records) != 1 else ''}: {out}")
+    except OSError as error:
+        return failed("grade", f"cannot write {out}: {error.strerror}", 1)
+    missing = f", {unread} that could not be graded" if unread else ""
+    print(f"Results of {len(read)} notebook{'s' if len(read) != 1 else ''}{missing}: {out}")
     return 1 if unread else 0

@@ -62,7 +62,11 @@ def run(options: argparse.Namespace) -> int:
     elif not what:
         print("\n\n".join(f"{name.upper()}\n{tables[name]()}" for name in PARTS))
     else:
-        return failed("list", f"there is no list {options.what!r}; {near(what, [*PARTS, *names])}", 2)
+        return failed(
+            "list",
+            f"there is no list {options.what!r}; {near(what, [*PARTS, *names])}, or a number, 0 to {len(names) - 1}",
+            2,
+        )
     return 0
 
 

@@ -19,7 +19,7 @@ def options_at(name: str, budget: float, d_model: int, n_heads: int, n_tokens: i
     | --- | --- | --- |
     | multi_head, sparse, mqa | nothing: they keep what they keep | 2·d_model·n_tokens; mqa 2·D·n_tokens |
     | gqa | n_kv_heads, a divisor of n_heads | 2·G·D·n_tokens |
-    | mla | C + R numbers a token, a quarter of them R, but no more than D | (C + R)·n_tokens |
+    | mla | C + R numbers a token, a quarter of them R: at least 2, and no more than D | (C + R)·n_tokens |
     | sliding_window | window | 2·d_model·W |
     | linear | n_heads: fewer heads have larger states | H·D·(D + 1), the nearest |
     | performer | n_features | H·M·(D + 1) |
@@ -46,8 +46,13 @@ def options_at(name: str, budget: float, d_model: int, n_heads: int, n_tokens: i
         each = {"n_features": int(numbers / (n_heads * (D + 1)) + 1e-9)}
     elif name == "linear":
         heads = [H for H in range(1, d_model // 2 + 1) if d_model % (2 * H) == 0]  # an even D: it may be rotated
+        if not heads:
+            raise ValueError(f"d_model={d_model} cannot be cut into heads of an even size")
         n_heads = min(heads, key=lambda H: abs(math.log(d_model * (d_model // H + 1) / numbers)))
     if each and min(each.values()) < 1:
         small = ", ".join(f"{option}={size}" for option, size in each.items() if size < 1)
-        raise ValueError(f"budget={budget} leaves {name} {a_token} numbers a token of {n_tokens}: {small}")
+        raise ValueError(
+            f"budget={budget:g} is too small for {name}: it leaves {a_token} numbers a token of {n_tokens}, and "
+            f"{small}; give a larger one"
+        )
     return n_heads, each

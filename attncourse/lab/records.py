@@ -53,7 +53,7 @@ def keep_or_make(
     content = json.loads(path.read_text()) if path.exists() else {}
     kept, made = content.get("runs", {}), {}
     for key, made_from in planned.items():
-        if all(kept.get(key, {}).get(field) == value for field, value in made_from.items()):
+        if key in kept and all(kept[key].get(field) == value for field, value in made_from.items()):
             made[key] = kept[key]
             print(f"{key}: kept{_summary(made[key])}", flush=True)
     waiting, start = {key: planned[key] for key in planned if key not in made}, time.monotonic()
@@ -76,9 +76,15 @@ def _results(waiting: dict[str, dict], make: Callable[[str, dict], dict], worker
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(make, key, made_from): key for key, made_from in waiting.items()}
         try:
-            yield from ((futures[future], future.result()) for future in as_completed(futures))
+            for future in as_completed(futures.copy()):
+                yield futures.pop(future), future.result()
+        except Exception:
+            pool.shutdown(cancel_futures=True)  # what runs, or is queued for a process, is waited for and kept
+            left = (future for future in futures if not future.cancelled() and future.exception() is None)
+            yield from ((futures[future], future.result()) for future in left)
+            raise
         finally:
-            pool.shutdown(cancel_futures=True)  # after an error, nothing more is begun
+            pool.shutdown(cancel_futures=True)
 
 
 def _summary(run: dict) -> str:

@@ -81,7 +81,10 @@ def test_a_state_and_a_window_depend_on_the_tokens_that_the_budget_is_for():
         (("gqa", 1.5, 64, 8, 256), "budget=1.5"),
         (("gqa", 1 / 2, 64, 7, 256), "64 is not divisible by n_heads=7"),
         (("gqa", 1 / 2, 64, 8, 0), "n_tokens=0"),
-        (("gqa", 1 / 16, 64, 8, 256), "budget=0.0625 leaves gqa 8 numbers a token of 256: n_kv_heads=0"),
+        (
+            ("gqa", 1 / 16, 64, 8, 256),
+            "budget=0.0625 is too small for gqa: it leaves 8 numbers a token of 256, and n_kv",
+        ),
         (("mla", 1 / 64, 64, 8, 256), "kv_lora_rank=0"),
         (("sliding_window", 1 / 512, 64, 8, 256), "window=0"),
         (("performer", 1 / 1024, 64, 8, 256), "n_features=0"),
