@@ -45,6 +45,8 @@ CHAPTERS = (
     "mqa",
     "gqa",
     "mla",
+    "execution",
+    "choosing",
 )
 
 

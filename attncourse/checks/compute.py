@@ -29,6 +29,10 @@ class ForbiddenCall(RuntimeError):
     """The answer called a library function that this exercise asks the learner to write."""
 
 
+class TooLarge(RuntimeError):
+    """The answer made a tensor of more numbers than its exercise allows at a time."""
+
+
 class TookTooLong(BaseException):
     """The answer was stopped; no Exception, so that the learner's own `except` does not catch it."""
 
@@ -41,16 +45,26 @@ class CandidateRaised(Exception):
     """An implementation under a learner's test raised an error: a test that does not expect it has rejected it."""
 
 
-class _Forbid(TorchFunctionMode):
-    def __init__(self, names: Iterable[str]):
+class _Watch(TorchFunctionMode):
+    """Stops an answer at a function of these names, and at a tensor of more than `largest` numbers (a view is none)."""
+
+    def __init__(self, names: Iterable[str], largest: int | None):
         super().__init__()
-        self.names = frozenset(names)
+        self.names, self.largest = frozenset(names), largest
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
         if name in self.names:
             raise ForbiddenCall(f"`{name}` is what this exercise asks you to write; use more basic operations")
-        return function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        if self.largest is not None and isinstance(result, Tensor):
+            held = result.untyped_storage().nbytes() // result.element_size()
+            if held > self.largest:
+                raise TooLarge(
+                    f"a tensor of shape {tuple(result.shape)} holds {held:,} numbers at once, and this exercise asks "
+                    f"for no more than {self.largest:,} here: work on one part after the other"
+                )
+        return result
 
 
 def is_the_courses(answer: Any) -> bool:
@@ -86,7 +100,8 @@ def run(target: Any, script: Script, forbidden: Iterable[str] = (), seconds: flo
     """
     returned: list[_Returned] = []
     # Random numbers are the same in every run, and the learner's own stream is left as it was.
-    with torch.random.fork_rng(devices=[]), _Forbid(forbidden) if forbidden else nullcontext():
+    watched = bool(forbidden) or script.largest is not None
+    with torch.random.fork_rng(devices=[]), _Watch(forbidden, script.largest) if watched else nullcontext():
         torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed the learner's CUDA stream, slowly
         try:
             with _at_most(seconds):

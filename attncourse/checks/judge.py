@@ -11,6 +11,8 @@ from attncourse.checks import compute
 from attncourse.checks.script import Call, Failure, Reply, Result, Script
 from attncourse.checks.spec import Exercise, Misconception, Task
 
+# Failures whose message is a sentence already.
+SAID = ("ForbiddenCall", "WrongParameters", "Placeholder", "NotWritten", "NotYourOwn", "TooLarge", "TookTooLong")
 SEEDS = (0, 1)  # of the instant check; grading derives others from the instructor's key
 
 EDITS_INPUTS = "Your code changes its inputs in place: whoever called it finds other numbers there. Work on a copy."
@@ -131,7 +133,7 @@ def _raised(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -
     where = (
         f" It happened in line {failure.line} of the cell, `{failure.code}`." if failure.line and failure.code else ""
     )
-    if failure.type in ("ForbiddenCall", "WrongParameters", "Placeholder", "NotWritten", "NotYourOwn", "TookTooLong"):
+    if failure.type in SAID:
         return f"{failure.message[:1].upper()}{failure.message[1:]}.{where}"  # a sentence already
     return f"{error_text(failure)}.{where} The call had {_sizes(script, len(reply.results))}."
 
@@ -143,7 +145,7 @@ def error_text(failure: Failure, most: int = 300) -> str:
     if failure.message.startswith("Boolean value of Tensor"):
         text += (
             " (join masks with `&`, with brackets round each comparison, since `&` binds tighter than `>=`; ask for "
-            "None with `is not None`)"
+            "None with `is not None`; choose number by number with `torch.maximum` or `torch.where`)"
         )
     return text
 
@@ -183,7 +185,7 @@ def _shape(exercise: Exercise, script: Script, expected: Reply, reply: Reply) ->
                 message += f": the axes {', '.join(moved[:-1])} and {moved[-1]} are in another order"
         else:
             axis = next(i for i, (a, b) in enumerate(zip(got.shape, right.shape, strict=True)) if a != b)
-            known = "it should be" if letters[axis].isdigit() else f"where {letters[axis]} is"
+            known = "and should be" if letters[axis].isdigit() else f"where {letters[axis]} is"
             message += f": axis {axis} is {got.shape[axis]} {known} {right.shape[axis]}"
         return f"{message}. The call had {_sizes(script)}."
     return None
@@ -330,9 +332,7 @@ def _advice(exercise: Exercise, asked: list[Row]) -> Iterator[str]:
         if script.habit is not None:
             continue
         for call, right, result in zip(script.calls, expected.results, reply.results, strict=True):
-            edited = edited or any(
-                not torch.equal(after, call.arguments[name]) for name, after in result.inputs.items()
-            )
+            edited = edited or any(not _unchanged(after, call.arguments[name]) for name, after in result.inputs.items())
             for name, gradient in right.gradients.items():
                 got = result.gradients.get(name)
                 if gradient is not None and got is None:
@@ -364,6 +364,11 @@ def _place(script: Script, call: int) -> str:
     return f"{script.name}, {method or 'call'} {same.index(call) + 1} of {len(same)}"
 
 
+def _unchanged(one: Tensor, other: Tensor) -> bool:
+    """Equal in every number; NaN is equal to NaN."""
+    return one.shape == other.shape and one.dtype == other.dtype and torch.allclose(one, other, 0, 0, equal_nan=True)
+
+
 def _sizes(script: Script, call: int = -1) -> str:
     """The inputs of one of the script's calls, as a learner would say them: "query (2, 3, 5), mask None"."""
     arguments = script.calls[call].arguments.items()
@@ -371,8 +376,11 @@ def _sizes(script: Script, call: int = -1) -> str:
 
 
 def _size(value: object) -> str:
-    """A tensor's shape, with its numbers where they are few and whole, such as lengths; anything else as it is."""
+    """A tensor's shape, with its numbers where they are few: lengths, or losses; anything else as it is."""
     if not isinstance(value, Tensor):
         return str(value)
-    few = value.dtype == torch.long and value.numel() <= 8
-    return f"{tuple(value.shape)} = {value.tolist()}" if few else f"{tuple(value.shape)}"
+    if value.numel() <= 8 and value.dtype == torch.long:
+        return f"{tuple(value.shape)} = {value.tolist()}"
+    if value.numel() <= 8 and value.dim() == 1:
+        return f"{tuple(value.shape)} = {[round(number, 3) for number in value.tolist()]}"
+    return f"{tuple(value.shape)}"

@@ -38,11 +38,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Script:
-    """Steps to run in order. With `habit`, a probe for that habit: it gives advice and never costs points."""
+    """Steps to run in order. With `habit`, a probe for that habit: it gives advice and never costs points.
+
+    largest: how many numbers one tensor of the answer may hold, where an exercise is about not holding more.
+    """
 
     name: str
     steps: tuple[Construct | Load | Call, ...]
     habit: str | None = None
+    largest: int | None = None
 
     @property
     def calls(self) -> list[Call]:

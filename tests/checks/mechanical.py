@@ -18,7 +18,9 @@ from attncourse import attention, bahdanau
 from attncourse.checks import bahdanau as exercises
 from attncourse.checks import (
     causal,
+    choosing,
     cross_attention,
+    execution,
     gqa,
     kv_cache,
     linear,
@@ -107,6 +109,16 @@ PARTS: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
     "mla/absorb_query": ((mla.absorb_query, ()),),
     "mla/absorbed_scores": ((mla.absorbed_scores, ()),),
     "mla/absorbed_values": ((mla.absorbed_values, ()),),
+    "execution/merge_softmaxes": ((execution.merge_softmaxes, ()),),
+    "execution/online_attention": ((execution.online_attention, ()),),
+    "execution/score_gradients": ((execution.score_gradients, ()),),
+    "execution/read_blocks": ((execution.read_blocks, ()),),
+    "execution/blocks_needed": ((execution.blocks_needed, ()),),
+    "choosing/roofline_ms": ((choosing.roofline_ms, ()),),
+    "choosing/largest_batch": ((choosing.largest_batch, ()),),
+    "choosing/matched_width": ((choosing.matched_width, ()),),
+    "choosing/pareto_front": ((choosing.pareto_front, ()),),
+    "choosing/paired_difference": ((choosing.paired_difference, ()),),
 }
 
 EQUIVALENT: dict[tuple[str, str], str] = {
@@ -993,6 +1005,231 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "step_intensity: return flop / (bytes_per_number * (cache + ends)) -> return flop / (bytes_per_number"
         " * (ends + cache))",
     ): "a sum does not depend on the order of its terms",
+    (
+        "execution/merge_softmaxes",
+        "merge_softmaxes: maximum = torch.maximum(maximum_a, maximum_b) -> maximum = torch.maximum(maximum_b, "
+        "maximum_a)",
+    ): "the larger of two does not depend on their order",
+    (
+        "execution/merge_softmaxes",
+        "merge_softmaxes: finite = maximum.masked_fill(maximum == float('-inf'), 0.0) -> finite = "
+        "maximum.masked_fill(maximum == float('-inf'), 1.0)",
+    ): "whatever finite number is subtracted from -inf, its exponential is 0",
+    (
+        "execution/merge_softmaxes",
+        "merge_softmaxes: total = factor_a * total_a + factor_b * total_b -> total = factor_b * total_b + "
+        "factor_a * total_a",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "execution/merge_softmaxes",
+        "merge_softmaxes: total = factor_a * total_a + factor_b * total_b -> total = total_a * factor_a + "
+        "factor_b * total_b",
+    ): "a product does not depend on the order of its factors",
+    (
+        "execution/merge_softmaxes",
+        "merge_softmaxes: total = factor_a * total_a + factor_b * total_b -> total = factor_a * total_a + total_b"
+        " * factor_b",
+    ): "a product does not depend on the order of its factors",
+    (
+        "execution/merge_softmaxes",
+        "merge_softmaxes: weighted = factor_a * weighted_a + factor_b * weighted_b -> weighted = factor_b * "
+        "weighted_b + factor_a * weighted_a",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "execution/merge_softmaxes",
+        "merge_softmaxes: weighted = factor_a * weighted_a + factor_b * weighted_b -> weighted = weighted_a * "
+        "factor_a + factor_b * weighted_b",
+    ): "a product does not depend on the order of its factors",
+    (
+        "execution/merge_softmaxes",
+        "merge_softmaxes: weighted = factor_a * weighted_a + factor_b * weighted_b -> weighted = factor_a * "
+        "weighted_a + weighted_b * factor_b",
+    ): "a product does not depend on the order of its factors",
+    (
+        "execution/online_attention",
+        "online_attention: maximum, total, weighted = (query.new_tensor(float('-inf')), 0.0, 0.0) -> maximum, "
+        "weighted, total = (query.new_tensor(float('-inf')), 0.0, 0.0)",
+    ): "both begin with the same number",
+    (
+        "execution/online_attention",
+        "online_attention: maximum, total, weighted = (query.new_tensor(float('-inf')), 0.0, 0.0) -> maximum, "
+        "total, weighted = (query.new_tensor(float('-inf')), 1.0, 0.0)",
+    ): "before the first tile the factor is 0, whatever it multiplies",
+    (
+        "execution/online_attention",
+        "online_attention: maximum, total, weighted = (query.new_tensor(float('-inf')), 0.0, 0.0) -> maximum, "
+        "total, weighted = (query.new_tensor(float('-inf')), 0.0, 1.0)",
+    ): "before the first tile the factor is 0, whatever it multiplies",
+    (
+        "execution/online_attention",
+        "online_attention: maximum, total, weighted = (query.new_tensor(float('-inf')), 0.0, 0.0) -> maximum, "
+        "total, weighted = (key.new_tensor(float('-inf')), 0.0, 0.0)",
+    ): "query, key and value have one dtype",
+    (
+        "execution/online_attention",
+        "online_attention: maximum, total, weighted = (query.new_tensor(float('-inf')), 0.0, 0.0) -> maximum, "
+        "total, weighted = (value.new_tensor(float('-inf')), 0.0, 0.0)",
+    ): "query, key and value have one dtype",
+    (
+        "execution/online_attention",
+        "online_attention: maximum, total, weighted = (query.new_tensor(float('-inf')), 0.0, 0.0) -> maximum, "
+        "total, weighted = (query.new_tensor(float('-1e9')), 0.0, 0.0)",
+    ): "no score is as low, so the first tile's maximum takes its place all the same",
+    (
+        "execution/online_attention",
+        "online_attention: k, v = (key[:, :, start:start + tile], value[:, :, start:start + tile]) -> k, v = "
+        "(key[:, :, start:tile + start], value[:, :, start:start + tile])",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "execution/online_attention",
+        "online_attention: k, v = (key[:, :, start:start + tile], value[:, :, start:start + tile]) -> k, v = "
+        "(key[:, :, start:start + tile], value[:, :, start:tile + start])",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "execution/online_attention",
+        "online_attention: larger = torch.maximum(maximum, scores.amax(-1, keepdim=True)) -> larger = "
+        "torch.maximum(scores.amax(-1, keepdim=True), maximum)",
+    ): "the larger of two does not depend on their order",
+    (
+        "execution/online_attention",
+        "online_attention: total = factor * total + exponentials.sum(-1, keepdim=True) -> total = "
+        "exponentials.sum(-1, keepdim=True) + factor * total",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "execution/online_attention",
+        "online_attention: total = factor * total + exponentials.sum(-1, keepdim=True) -> total = total * factor "
+        "+ exponentials.sum(-1, keepdim=True)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "execution/online_attention",
+        "online_attention: weighted = factor * weighted + exponentials @ v -> weighted = exponentials @ v + "
+        "factor * weighted",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "execution/online_attention",
+        "online_attention: weighted = factor * weighted + exponentials @ v -> weighted = weighted * factor + "
+        "exponentials @ v",
+    ): "a product does not depend on the order of its factors",
+    (
+        "execution/score_gradients",
+        "score_gradients: scale = query.shape[3] ** (-0.5) -> scale = key.shape[3] ** (-0.5)",
+    ): "queries and keys have the same size",
+    (
+        "execution/score_gradients",
+        "score_gradients: weights = torch.exp(scale * query @ key.mT - log_sum[..., None]) -> weights = "
+        "torch.exp(query * scale @ key.mT - log_sum[..., None])",
+    ): "a product does not depend on the order of its factors",
+    (
+        "execution/score_gradients",
+        "score_gradients: row = (grad_output * output).sum(-1, keepdim=True) -> row = (output * "
+        "grad_output).sum(-1, keepdim=True)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "execution/score_gradients",
+        "score_gradients: grad_scores = weights * (grad_weights - row) -> grad_scores = (grad_weights - row) * weights",
+    ): "a product does not depend on the order of its factors",
+    (
+        "execution/score_gradients",
+        "score_gradients: grad_query, grad_key = (scale * grad_scores @ key, scale * grad_scores.mT @ query) -> "
+        "grad_query, grad_key = (grad_scores * scale @ key, scale * grad_scores.mT @ query)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "execution/score_gradients",
+        "score_gradients: grad_query, grad_key = (scale * grad_scores @ key, scale * grad_scores.mT @ query) -> "
+        "grad_query, grad_key = (scale * grad_scores @ key, grad_scores.mT * scale @ query)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "execution/read_blocks",
+        "read_blocks: S = int(lengths.max()) -> S = lengths.max()",
+    ): "a tensor of one whole number serves as an index",
+    (
+        "execution/read_blocks",
+        "read_blocks: keys = blocks.transpose(1, 2).flatten(2, 3)[:, :, :S] -> keys = blocks.transpose(2, "
+        "1).flatten(2, 3)[:, :, :S]",
+    ): "exchanging axes 1 and 2 is exchanging axes 2 and 1",
+    (
+        "execution/blocks_needed",
+        "blocks_needed: in_all = (lengths + block_size - 1) // block_size -> in_all = (block_size + lengths - 1) "
+        "// block_size",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "execution/blocks_needed",
+        "blocks_needed: return shared + own.sum(1) -> return own.sum(1) + shared",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "choosing/roofline_ms",
+        "roofline_ms: slower = torch.maximum(compute, transfer) -> slower = torch.maximum(transfer, compute)",
+    ): "the larger of two does not depend on their order",
+    (
+        "choosing/roofline_ms",
+        "roofline_ms: return (1000 * slower, transfer > compute) -> return (slower * 1000, transfer > compute)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "choosing/largest_batch",
+        "largest_batch: kept = n_full * n_tokens + n_window * in_window -> kept = n_window * in_window + n_full * "
+        "n_tokens",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "choosing/largest_batch",
+        "largest_batch: kept = n_full * n_tokens + n_window * in_window -> kept = n_tokens * n_full + n_window * "
+        "in_window",
+    ): "a product does not depend on the order of its factors",
+    (
+        "choosing/largest_batch",
+        "largest_batch: kept = n_full * n_tokens + n_window * in_window -> kept = n_full * n_tokens + in_window * "
+        "n_window",
+    ): "a product does not depend on the order of its factors",
+    (
+        "choosing/largest_batch",
+        "largest_batch: fitting = left // (token_bytes * kept) -> fitting = left // (kept * token_bytes)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "choosing/matched_width",
+        "matched_width: spared = n_layers * reference - attention.sum(1) -> spared = reference * n_layers - "
+        "attention.sum(1)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "choosing/matched_width",
+        "matched_width: one_wider = n_layers * 2 * d_model -> one_wider = d_model * (n_layers * 2)",
+    ): "a product does not depend on the order of its factors",
+    (
+        "choosing/matched_width",
+        "matched_width: one_wider = n_layers * 2 * d_model -> one_wider = 2 * n_layers * d_model",
+    ): "a product does not depend on the order of its factors",
+    (
+        "choosing/matched_width",
+        "matched_width: return width + spared // one_wider -> return spared // one_wider + width",
+    ): "a sum does not depend on the order of its terms",
+    (
+        "choosing/pareto_front",
+        "pareto_front: ahead = (cost < cost[:, None]) | (loss < loss[:, None]) -> ahead = (cost < cost[:, None]) + "
+        "(loss < loss[:, None])",
+    ): "the sum of two booleans is True where either is: torch adds them as `|`",
+    (
+        "choosing/pareto_front",
+        "pareto_front: ahead = (cost < cost[:, None]) | (loss < loss[:, None]) -> ahead = (loss < loss[:, None]) | "
+        "(cost < cost[:, None])",
+    ): "`|` does not depend on the order of its sides",
+    (
+        "choosing/pareto_front",
+        "pareto_front: beaten = (no_dearer & no_worse & ahead).any(1) -> beaten = ((no_dearer & no_worse) * "
+        "ahead).any(1)",
+    ): "the product of two booleans is True where both are",
+    (
+        "choosing/pareto_front",
+        "pareto_front: beaten = (no_dearer & no_worse & ahead).any(1) -> beaten = (no_dearer * no_worse & "
+        "ahead).any(1)",
+    ): "the product of two booleans is True where both are",
+    (
+        "choosing/pareto_front",
+        "pareto_front: beaten = (no_dearer & no_worse & ahead).any(1) -> beaten = (ahead & (no_dearer & "
+        "no_worse)).any(1)",
+    ): "`&` does not depend on the order of its sides",
+    (
+        "choosing/pareto_front",
+        "pareto_front: beaten = (no_dearer & no_worse & ahead).any(1) -> beaten = (no_worse & no_dearer & "
+        "ahead).any(1)",
+    ): "`&` does not depend on the order of its sides",
 }
 
 

@@ -460,3 +460,27 @@ def test_truths_and_counts_are_shown_as_such():
     text = str(Report(evaluate("sliding_window/slot_positions", lambda length, window: torch.zeros(window, 2).long())))
     assert "it should be (W,) = (4,)" in text or "it should be (window,) = (4,)" in text
     assert "returns an int" in str(Report(evaluate("sliding_window/slot_positions", lambda length, window: 7)))
+
+
+def test_an_answer_that_holds_what_the_exercise_is_about_not_holding():
+    """All scores at once, and right: said with the line. Tiles in a list, and views of the whole, are free."""
+
+    def online_attention(query, key, value, tile):
+        scores = query @ key.mT / query.shape[-1] ** 0.5
+        shares = (scores - scores.amax(-1, keepdim=True)).exp()
+        return shares @ value / shares.sum(-1, keepdim=True)
+
+    verdict = evaluate("execution/online_attention", online_attention)
+    assert verdict.kind == "raised" and verdict.points == 0
+    assert verdict.message.startswith("A tensor of shape (1, 1, 12, 120) holds 1,440 numbers at once")
+    assert "`scores = query @ key.mT" in verdict.message
+
+    def in_tiles(query, key, value, tile):
+        scores = [query @ part.mT / query.shape[-1] ** 0.5 for part in key.split(tile, 2)]
+        largest = torch.stack([part.amax(-1) for part in scores]).amax(0)[..., None]
+        assert largest.expand(*query.shape[:3], key.shape[2]).shape[-1] == key.shape[2]  # a view holds nothing
+        shares = [(part - largest).exp() for part in scores]
+        weighted = sum(part @ values for part, values in zip(shares, value.split(tile, 2), strict=True))
+        return weighted / sum(part.sum(-1, keepdim=True) for part in shares)
+
+    assert evaluate("execution/online_attention", in_tiles).passed

@@ -36,11 +36,21 @@ def chunks(B, H, sizes, D, Dv):
     return [*drawn((B, H, T, D), (B, H, T, D), (B, H, T, Dv)), torch.tensor(sizes)]
 
 
+def tiles(B, H, T, S, D, Dv, tile, apart=1.0):
+    """With `apart`, the first two queries have scores hundreds apart, in opposite orders."""
+    query, key, value = drawn((B, H, T, D), (B, H, S, D), (B, H, S, Dv))
+    if apart > 1:
+        query[:, :, 0] *= apart
+        query[:, :, 1] = -query[:, :, 0]
+    return [query, key, value, tile]
+
+
 INPUTS = {  # the first shows every mistake; what is allowed is said in the exercise
     "luong/test_general_score": (scores, [(2, 3, 5, 4, 4), (2, 3, 5, 4, 7), (1, 1, 1, 1, 1), (4, 8, 6, 32, 16)]),
     "causal/test_look_back": (attention, [(2, 3, 6, 4, 5), (2, 5, 5, 4, 4), (1, 1, 7, 2, 3), (3, 1, 1, 4, 2)]),
     "positions/test_rotate_pairs": (rotation, [(2, 5, 6, 3, 50.0), (1, 1, 2, 0, 10000.0), (3, 4, 8, 90, 10000.0)]),
     "kv_cache/test_decoding": (chunks, [(2, 3, (3, 1, 2, 4), 6, 5), (1, 1, (1,), 2, 3), (1, 2, (5, 1, 1), 4, 6)]),
+    "execution/test_online": (tiles, [(2, 3, 4, 8, 4, 5, 3, 40.0), (1, 1, 1, 1, 1, 1, 1), (1, 2, 5, 7, 6, 4, 9)]),
 }
 given_ids = pytest.mark.parametrize("id", REVERSE)
 
