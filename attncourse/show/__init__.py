@@ -14,8 +14,10 @@ from attncourse.show.latent import latent
 from attncourse.show.masks import masks
 from attncourse.show.memory import memory
 from attncourse.show.models import models
+from attncourse.show.online import online
 from attncourse.show.pieces import alignment
 from attncourse.show.recall import predict, questions
+from attncourse.show.roofline import roofline
 from attncourse.show.rotation import rotation
 from attncourse.show.sharing import sharing
 from attncourse.show.steps import steps
@@ -43,8 +45,10 @@ __all__ = [
     "masks",
     "memory",
     "models",
+    "online",
     "predict",
     "questions",
+    "roofline",
     "rotation",
     "scores",
     "sharing",

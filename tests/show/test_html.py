@@ -54,8 +54,12 @@ def test_styles_and_scripts_are_small():
     assert size("latent.css", "latent.js") <= 3_000
     pieces += ["sharing.css", "sharing.js"]
     assert size("sharing.css", "sharing.js") <= 4_500
+    pieces += ["online.css", "online.js"]
+    assert size("online.css", "online.js") <= 5_500
     pieces += ["decoding.css", "decoding.js", "claims.css"]
     assert size("decoding.css", "decoding.js") <= 4_000 and size("claims.css") <= 1_000
+    pieces += ["roofline.css", "roofline.js"]
+    assert size("roofline.css", "roofline.js") <= 5_000
     assert shared + size(*pieces) == size(*STATIC)
 
 
