@@ -20,6 +20,9 @@ EXPERIMENTS = (
     "mqa",
     "gqa",
     "mla",
+    "execution",
+    "choosing",
+    "choosing_why",
 )
 
 

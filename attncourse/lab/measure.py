@@ -1,5 +1,6 @@
 """Measure what a function costs: median time, bytes of every tensor it makes, and the most it holds at a time."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -35,6 +36,21 @@ def allocated_bytes(function: Callable[[], object]) -> tuple[int, int]:
     return allocations.total, allocations.largest
 
 
+def quietly(function: Callable[[], object]) -> object:
+    """What a call returns; what it writes to the process's error stream is dropped: PyTorch's profiler has much to say.
+
+    An exception comes through.
+    """
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        return function()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def peak_bytes(function: Callable[[], object], device: str = "cpu") -> int:
     """The most bytes that one call holds at a time, inside kernels too and what it returns with them; not its inputs.
 
@@ -44,11 +60,16 @@ def peak_bytes(function: Callable[[], object], device: str = "cpu") -> int:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        kept = function()
+        kept = function()  # noqa: F841
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = function()  # noqa: F841
+
+    def profiled() -> torch.profiler.profile:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+            kept = function()  # noqa: F841
+        return profiler
+
+    profiler = quietly(profiled)
     records = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for record in sorted(records, key=lambda record: record.start_ns()):
