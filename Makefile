@@ -1,5 +1,5 @@
 # make book and make test do everything on a fresh machine. TORCH='…' passes pip arguments for torch.
-.PHONY: help setup book serve check lint unit notebooks-run pages test test-all colab exercises matrix claims bench lab clean
+.PHONY: help setup book serve check lint unit notebooks-run pages test test-all colab exercises matrix claims map oracles mutation bench lab clean
 .DEFAULT_GOAL := help
 export TORCH PYTHON
 # The work is many small tensors, and it is spread over processes: more threads would only wait for each other.
@@ -44,7 +44,7 @@ notebooks-run: .venv/test.stamp
 pages: .venv/test.stamp
 	$(call say,The book and its pages in a browser)
 	@$(BIN)/python scripts/build_book.py
-	@$(PYTEST) -m browser
+	@$(PYTEST) -m browser -n 2 --dist loadgroup
 
 test:  ## everything that CI runs
 	@$(MAKE) --no-print-directory lint
@@ -69,6 +69,15 @@ matrix: .venv/test.stamp  ## recompute which mistakes the checks catch and name
 
 claims: .venv/test.stamp  ## recompute the claims after a change of data/claims.yml or of a result
 	@$(BIN)/python -m scripts.claims
+
+map: .venv/book.stamp  ## recompute the theorems of the map of attention
+	@$(BIN)/python -m attncourse.lab.theorems
+
+oracles: .venv/test.stamp  ## compare with production implementations again, and write the differences
+	@$(PYTEST) tests/oracles -n 2 --dist loadgroup --write-oracles
+
+mutation: .venv/test.stamp  ## mutate the mechanisms, and see whether the tests notice (long; resumes): MODULES='gqa mla'
+	@$(BIN)/python -m tests.mutation $(MODULES)
 
 bench: .venv/test.stamp  ## measure: ratios within one process
 	@for script in benchmarks/*.py; do $(BIN)/python $$script; done

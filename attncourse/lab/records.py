@@ -1,6 +1,7 @@
 """What every experiment records, and how results are kept: in JSON, a run at a time, each with what made it."""
 
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -90,6 +91,20 @@ def _results(waiting: dict[str, dict], make: Callable[[str, dict], dict], worker
 def _summary(run: dict) -> str:
     exact = f", exact {run['exact']:.3f}" if "exact" in run else ""
     return f"{exact}, {run['seconds']} s"
+
+
+SMALLEST = {torch.float32: 1e-7, torch.float64: 1e-15}  # a sum in another order moves about as much
+
+
+def bound(difference: float, dtype: torch.dtype) -> float:
+    """What a page says of a largest difference: the power of ten that is at least twice as large.
+
+    Twice, so that another processor's rounding stays below it; never below what rounding alone may move (`SMALLEST`).
+    """
+    if not math.isfinite(difference) or difference < 0:
+        raise ValueError(f"a largest difference is a finite number from 0 on, not {difference}")
+    exponent = math.ceil(math.log10(max(2 * difference, SMALLEST[dtype])) - 1e-9)
+    return float(f"1e{exponent}")
 
 
 def write_json(path: Path, content: dict) -> None:

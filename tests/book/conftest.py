@@ -19,8 +19,10 @@ def built_pages() -> list[str]:
 
 
 def pytest_generate_tests(metafunc):
+    """A page's tests go to one process, which loads it once."""
     if "page" in metafunc.fixturenames:
-        metafunc.parametrize("page", built_pages())
+        pages = [pytest.param(page, marks=pytest.mark.xdist_group(page)) for page in built_pages()]
+        metafunc.parametrize("page", pages)
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -44,12 +46,10 @@ def address(site):
     server.shutdown()
 
 
-def pytest_configure(config):
-    config.page_weights = {}
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    weights = config.page_weights
+def pytest_terminal_summary(terminalreporter):
+    weights = {}
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        weights |= dict(report.user_properties).get("weight", {})
     if weights:
         terminalreporter.write_line("page weights, compressed, without figures:")
         for page, weight in sorted(weights.items()):

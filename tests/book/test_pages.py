@@ -23,6 +23,15 @@ AXE_OPTIONS = {
     "resultTypes": ["violations"],
 }
 MAX_WEIGHT = 500_000
+FORMULAS = """
+() => [...document.querySelectorAll("article .math")]
+    .filter((formula) => !formula.closest("details:not([open])"))
+    .map((formula) => {
+        const typeset = formula.querySelectorAll(".katex-html");
+        const box = typeset.length ? typeset[0].getBoundingClientRect() : {width: 0, height: 0};
+        return {text: formula.textContent.slice(0, 80), typeset: typeset.length, width: box.width, height: box.height};
+    })
+"""
 
 pytestmark = pytest.mark.browser  # all of it: what needs no browser still needs the built book
 
@@ -35,11 +44,12 @@ class Visit:
     errors: list[str] = field(default_factory=list)
     violations: dict[str, list[str]] = field(default_factory=dict)
     widths: dict[int, int] = field(default_factory=dict)
+    weight: int = 0
     theme: dict[str, str] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
-def visit(browser, address, pytestconfig):
+def visit(browser, address):
     """visit(page): load it once in light and in dark, wide and narrow, and remember what happened."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     axe = AXE.read_text()
@@ -80,7 +90,7 @@ def visit(browser, address, pytestconfig):
         seen.violations["dark, 320 px"] = run_axe()
         for event, listener in listeners.items():
             sheet.remove_listener(event, listener)
-        pytestconfig.page_weights[page] = weight(page, seen.requests, address)
+        seen.weight = weight(page, seen.requests, address)
         return seen
 
     yield load
@@ -154,9 +164,9 @@ def test_no_sideways_scrolling(visit, page, width):
     assert visit(page).widths[width] <= width
 
 
-def test_is_light(visit, page, pytestconfig):
-    visit(page)
-    assert pytestconfig.page_weights[page] <= MAX_WEIGHT
+def test_is_light(visit, page, record_property):
+    record_property("weight", {page: visit(page).weight})
+    assert visit(page).weight <= MAX_WEIGHT
 
 
 def test_the_icons_are_drawn(site, browser, address):
@@ -183,14 +193,11 @@ def without_scripts(browser):
 
 def test_mathematics_shows_without_scripts(without_scripts, address, page):
     without_scripts.goto(f"{address}/{page}")
-    formulas = without_scripts.locator("article .math:not(details:not([open]) .math)")
-    for formula in formulas.all():
-        typeset = formula.locator(".katex-html")
-        assert typeset.count() == 1, formula.inner_text()
-        box = typeset.bounding_box()
-        assert box and box["width"] > 0 and box["height"] > 0, formula.inner_text()
+    formulas = without_scripts.evaluate(FORMULAS)
+    for formula in formulas:
+        assert formula["typeset"] == 1 and formula["width"] > 0 and formula["height"] > 0, formula
     fonts = without_scripts.evaluate("[...document.fonts].filter((f) => f.status == 'loaded').map((f) => f.family)")
-    assert not formulas.count() or any("KaTeX" in family for family in fonts)
+    assert not formulas or any("KaTeX" in family for family in fonts)
 
 
 def test_loads_no_script_for_mathematics(page):

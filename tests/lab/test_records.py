@@ -4,8 +4,9 @@ import json
 from functools import partial
 
 import pytest
+import torch
 
-from attncourse.lab.records import keep_or_make
+from attncourse.lab.records import bound, keep_or_make
 
 
 def square(key, made_from, log):
@@ -40,3 +41,25 @@ def test_an_error_loses_nothing_that_is_done(workers, tmp_path):
     runs = json.loads(path.read_text())["runs"] if path.exists() else {}
     assert runs == {"1": {"n": 1, "seconds": 0.0, "square": 1}}
     assert keep_or_make(path, {"1": {"n": 1}}, partial(square, log=log), workers)["1"]["square"] == 1
+
+
+@pytest.mark.parametrize(
+    ("difference", "dtype", "expected"),
+    [
+        (0.0, torch.float32, 1e-7),  # rounding in another order moves as much
+        (0.0, torch.float64, 1e-15),
+        (4.9e-7, torch.float32, 1e-6),
+        (5.1e-7, torch.float32, 1e-5),
+        (5e-7, torch.float32, 1e-6),
+        (3e-14, torch.float64, 1e-13),
+        (0.3, torch.float32, 1.0),
+    ],
+)
+def test_a_bound_is_the_power_of_ten_at_least_twice_the_difference(difference, dtype, expected):
+    assert bound(difference, dtype) == expected
+
+
+@pytest.mark.parametrize("difference", [float("nan"), float("inf"), -1e-9])
+def test_no_bound_hides_what_is_no_difference(difference):
+    with pytest.raises(ValueError, match="finite number from 0 on, not"):
+        bound(difference, torch.float32)
