@@ -2,6 +2,7 @@ import pytest
 import torch
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """What concerns one exercise runs in one process (`--dist loadgroup`): verdicts are remembered there."""
     for item in items:

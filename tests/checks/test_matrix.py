@@ -1,6 +1,7 @@
 """The check catches and names known mistakes, written a second time as learners write them."""
 
 import json
+import os
 from itertools import combinations
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def test_ids_are_unique_and_begin_with_their_chapter():
     assert len(set(ids)) == len(ids)
     assert {id.split("/")[0] for id in ids} == set(CHAPTERS)
     assert len({(spec.chapter, spec.defines) for spec in exercises()}) == len(ids)
+
+
+def test_what_concerns_one_exercise_runs_in_one_process(request):
+    """Else both processes compute all verdicts. pytest-xdist reads the group from the end of the id."""
+    ids = [item.nodeid for item in request.session.items if item.get_closest_marker("xdist_group")]
+    assert ids or len(request.session.items) == 1
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert [id for id in ids if "]@" not in id] == []
 
 
 @pytest.mark.parametrize("id", IDS)
