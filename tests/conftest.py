@@ -5,6 +5,8 @@ import shutil
 import pytest
 import torch
 
+pytest_plugins = ["pytester", "tests.oracles.recording"]  # the second holds comparisons against what is committed
+
 # The tensors are small, and pytest spreads over the cores by processes.
 torch.set_num_threads(1)
 

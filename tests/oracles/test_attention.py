@@ -10,13 +10,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attncourse.attention import scaled_dot_product_attention
+from tests.oracles.compare import TORCH, close, in_dtypes, on_both_paths, on_devices
 
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
-
-on_devices = pytest.mark.parametrize("device", DEVICES)
-in_dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
-on_both_paths = pytest.mark.parametrize("return_weights", [False, True], ids=["fused", "explicit"])
+pytestmark = pytest.mark.oracle(
+    mechanism="self_attention", chapter="03_self_attention", module="attention", library="torch"
+)
 
 # leading axes, T, S, D, Dv
 SHAPES = {
@@ -31,10 +29,6 @@ SHAPES = {
     "longer": ((1, 2), 40, 70, 16, 24),
 }
 MASKS = ["none", "queries by keys", "keys", "everything"]
-
-
-def assert_equal_to(actual, expected, dtype):
-    torch.testing.assert_close(actual, expected, atol=TOLERANCE[dtype], rtol=0)
 
 
 def random_mask(shape, seed=0):
@@ -76,6 +70,10 @@ def torch_attention(query, key, value, mask, scale, backend):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=additive, scale=scale)
 
 
+@pytest.mark.oracle(
+    theirs="scaled_dot_product_attention",
+    what="three kinds of masks and none, two scales, two of its kernels; its weights from an identity as values",
+)
 @on_devices
 @in_dtypes
 @on_both_paths
@@ -95,9 +93,9 @@ def test_equals_torch_functional(shape, kind, backend, return_weights, dtype, de
         else:
             actual = [actual]
         for got, want in zip(actual, expected, strict=True):
-            assert_equal_to(got, want, dtype)
+            close(got, want, TORCH[dtype], "output")
         for got, want in zip(gradients(actual, tensors), gradients(expected, tensors), strict=True):
-            assert_equal_to(got, want, dtype)
+            close(got, want, TORCH[dtype], "gradient", gradient=True)
 
 
 def ours_as_multi_head(module, query, key, value, mask, return_weights):
@@ -123,10 +121,10 @@ def compare_with_multi_head(module, query, key, value, mask, return_weights, dty
     actual = ours_as_multi_head(module, query, key, value, mask, return_weights)
     assert len(actual) == len(expected)
     for got, want in zip(actual, expected, strict=True):
-        assert_equal_to(got, want, dtype)
+        close(got, want, TORCH[dtype], "output")
     wanted = [*dict.fromkeys((query, key, value)), *module.parameters()]
     for got, want in zip(gradients(actual, wanted), gradients(expected, wanted), strict=True):
-        assert_equal_to(got, want, dtype)
+        close(got, want, TORCH[dtype], "gradient", gradient=True)
 
 
 def multi_head(device, dtype, d_model=15, n_heads=3, **options):
@@ -148,6 +146,10 @@ def padding(B, S, device):
     return (torch.arange(S)[None] < S - torch.arange(B)[:, None]).to(device)
 
 
+@pytest.mark.oracle(
+    theirs="MultiheadAttention",
+    what="our function inside its layer: whole, padded, masked, both; with bias and without",
+)
 @on_devices
 @in_dtypes
 @on_both_paths
@@ -170,6 +172,9 @@ def test_equals_multihead_attention_on_one_sequence(kind, bias, return_weights, 
     compare_with_multi_head(module, x, x, x, mask, return_weights, dtype, **forbidden)
 
 
+@pytest.mark.oracle(
+    theirs="MultiheadAttention", what="our function inside its layer, keys and values of other widths: whole, padded"
+)
 @on_devices
 @in_dtypes
 @on_both_paths

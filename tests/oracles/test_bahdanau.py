@@ -13,9 +13,18 @@ import pytest
 import torch
 
 from attncourse.bahdanau import AdditiveAttention
+from tests.oracles.compare import TORCH, close, in_dtypes, on_devices
 
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+pytestmark = pytest.mark.oracle(
+    mechanism="additive",
+    chapter="01_bahdanau",
+    module="bahdanau",
+    library="numpy",
+    equations=True,
+    theirs="Bahdanau et al. 2014, appendix A.1.2, equations 5 and 6",
+    what="whole, padded, any mask; values of their own, or the keys",
+)
+
 QUERY_DIM, KEY_DIM, VALUE_DIM, HIDDEN_DIM = 3, 5, 4, 6
 
 
@@ -93,15 +102,8 @@ def load(numbers, device, dtype):
     return attention.to(device, dtype), [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
 
 
-def assert_equal_to(actual, expected, dtype):
-    assert actual.dtype == dtype
-    torch.testing.assert_close(
-        actual.detach().cpu().double(), torch.from_numpy(expected), atol=TOLERANCE[dtype], rtol=0
-    )
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
+@on_devices
+@in_dtypes
 @pytest.mark.parametrize("kind", ["none", "padding", "pattern"])
 @pytest.mark.parametrize(("B", "T", "S"), [(2, 3, 4), (3, 5, 4), (2, 1, 7), (1, 4, 1)])
 @pytest.mark.parametrize("separate", [True, False], ids=["values", "keys as values"])
@@ -115,8 +117,8 @@ def test_equals_the_paper(separate, B, T, S, kind, dtype, device):
     context, weights = attention(query, keys, values if separate else None, given)
 
     expected_context, expected_weights, _ = paper(**numbers, mask=mask)
-    assert_equal_to(context, expected_context, dtype)
-    assert_equal_to(weights, expected_weights, dtype)
+    close(context, expected_context, TORCH[dtype], "context", dtype=dtype)
+    close(weights, expected_weights, TORCH[dtype], "weights", dtype=dtype)
 
     rng = np.random.default_rng(1)
     d_context, d_weights = rng.normal(size=context.shape), rng.normal(size=weights.shape)
@@ -129,4 +131,4 @@ def test_equals_the_paper(separate, B, T, S, kind, dtype, device):
     )
     expected = [d_query, d_keys, d_values] if separate else [d_query, d_keys + d_values]
     for got, want in zip(actual, [*expected, *d_parameters], strict=True):
-        assert_equal_to(got, want, dtype)
+        close(got, want, TORCH[dtype], "gradient", gradient=True, dtype=dtype)

@@ -20,7 +20,7 @@ from attncourse import bigbird
 from attncourse.attention import scaled_dot_product_attention
 from attncourse.bigbird import BigBirdAttention, bigbird_mask
 from attncourse.multi_head import merge_heads, split_heads
-from tests.oracles.test_transformer import (
+from tests.oracles.compare import (
     as_list,
     close,
     compare,
@@ -32,6 +32,14 @@ from tests.oracles.test_transformer import (
     sequence,
 )
 from tests.oracles.weights import from_bigbird
+
+pytestmark = pytest.mark.oracle(
+    mechanism="bigbird",
+    chapter="09_sparse",
+    module="bigbird",
+    library="transformers",
+    theirs="BigBirdBlockSparseAttention",
+)
 
 B, H, D = 2, 3, 4
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
@@ -75,6 +83,9 @@ def run(theirs, x, real, block):
     return theirs["dense"](output), weights, F.pad(random, (0, 0, 1, 1), value=-1)
 
 
+@pytest.mark.oracle(
+    what="in training, over the random blocks that it drew: whole, padded on either side; with bias and without"
+)
 @on_devices
 @in_dtypes
 @on_both_paths
@@ -103,6 +114,7 @@ def counting(ours, x, counts):
     return ours.o_proj(merge_heads(scaled_dot_product_attention(*heads, counts > 0, bias=counts.clamp(min=1).log())))
 
 
+@pytest.mark.oracle(what="in eval, with block 0 counted 1 + r times, as it does")
 @on_devices
 @with_sizes
 def test_in_eval_transformers_counts_block_0_once_more_for_each_random_block(N, block, r, device):
@@ -118,6 +130,7 @@ def test_in_eval_transformers_counts_block_0_once_more_for_each_random_block(N, 
     assert (pattern - output)[:, block:-block].abs().amax((0, 2)).min() > 1e-3, "every token between differs"
 
 
+@pytest.mark.oracle(what="at 1,024 tokens, with the last block counted twice where it was drawn, as it does")
 @on_devices
 def test_at_1024_tokens_transformers_counts_the_last_block_twice_where_it_draws_it(device):
     """Its table for the paper's lengths is drawn for 4096 tokens, of which block 15 is not the last."""

@@ -14,8 +14,10 @@ from transformers import DynamicCache
 from attncourse.execution import attend_part, finish, merge, online_attention, tiled_attention, tiled_forward
 from attncourse.masks import causal_mask
 from attncourse.paged_cache import BlockPool, PagedKVCache, paged_step
+from tests.oracles.compare import TORCH, close, in_dtypes, on_devices, real_tokens, sequence
 from tests.oracles.test_gqa import HUGGING_FACE, llama
-from tests.oracles.test_transformer import TORCH, close, in_dtypes, on_devices, real_tokens, sequence
+
+pytestmark = pytest.mark.oracle(chapter="15_execution", module="execution", library="torch")
 
 SIZES = [(2, 3, 7, 7, 4, 6), (1, 2, 65, 65, 8, 8), (2, 1, 33, 70, 16, 16), (3, 4, 1, 50, 2, 2)]  # B, H, T, S, D, Dv
 with_sizes = pytest.mark.parametrize(("B", "H", "T", "S", "D", "Dv"), SIZES)
@@ -25,10 +27,13 @@ FORMS = {
 }
 
 
+@pytest.mark.oracle(
+    theirs="scaled_dot_product_attention", what="all, causal, padded, both; T ≤ S, values of another width"
+)
 @on_devices
 @in_dtypes
 @pytest.mark.parametrize("kind", ["all", "causal", "padded", "causal, padded"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [pytest.param(form, marks=pytest.mark.oracle(mechanism=form)) for form in FORMS])
 @with_sizes
 def test_tiles_equal_the_fused_kernel(B, H, T, S, D, Dv, form, kind, dtype, device):
     given = tuple(
@@ -47,9 +52,14 @@ def test_tiles_equal_the_fused_kernel(B, H, T, S, D, Dv, form, kind, dtype, devi
     grad = sequence(*output.shape, device=device, dtype=dtype, seed=11).detach()
     wanted, found = (torch.autograd.grad(of, given, grad) for of in (expected, output))
     for name, got, want in zip(("query", "key", "value"), found, wanted, strict=True):
-        close(got, want, TORCH[dtype], f"gradient of {name}")
+        close(got, want, TORCH[dtype], f"gradient of {name}", gradient=True)
 
 
+@pytest.mark.oracle(
+    mechanism="tiled",
+    theirs="_scaled_dot_product_flash_attention_for_cpu",
+    what="outputs and the logarithms of the rows' sums, causal and not; merged parts too",
+)
 @in_dtypes
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("T", [1, 7, 65, 300])
@@ -69,6 +79,13 @@ def test_what_is_kept_for_the_backward_pass_equals_the_kernels(T, causal, dtype)
         close(log_sum[..., 0], their_log_sum.to(dtype), TORCH[dtype], "log-sum-exp of merged parts")
 
 
+@pytest.mark.oracle(
+    mechanism="paged",
+    module="paged_cache",
+    library="transformers",
+    theirs="LlamaAttention",
+    what="three sequences of different lengths in one pool, three sizes of blocks; outputs, stored keys and values",
+)
 @on_devices
 @in_dtypes
 @pytest.mark.parametrize(("H", "G"), [(4, 2), (6, 1), (4, 4)])

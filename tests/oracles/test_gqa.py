@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 from attncourse.gqa import GroupedQueryAttention, grouped_query_attention
 from attncourse.mqa import MultiQueryAttention
 from attncourse.positions import RotaryEmbedding
-from tests.oracles.test_transformer import (
+from tests.oracles.compare import (
     TORCH,
     as_list,
     causal_pattern,
@@ -33,9 +33,15 @@ from tests.oracles.test_transformer import (
 )
 from tests.oracles.weights import from_falcon
 
+pytestmark = pytest.mark.oracle(library="transformers")
+
 HUGGING_FACE = {torch.float32: 1e-5, torch.float64: 5e-6}
 SIZES = [(2, 7, 4, 2, 4), (1, 1, 6, 3, 2), (3, 33, 8, 1, 2), (2, 40, 4, 4, 6), (2, 70, 6, 2, 2)]  # B, T, H, G, D
-with_sizes = pytest.mark.parametrize(("B", "T", "H", "G", "D"), SIZES)
+MQA = pytest.mark.oracle(mechanism="mqa", chapter="12_mqa", module="mqa")
+GQA = pytest.mark.oracle(mechanism="gqa", chapter="13_gqa", module="gqa")
+with_sizes = pytest.mark.parametrize(
+    ("B", "T", "H", "G", "D"), [pytest.param(*sizes, marks=MQA if sizes[3] == 1 else GQA) for sizes in SIZES]
+)
 
 
 def llama(H, G, D, device, dtype, bias=False):
@@ -57,6 +63,7 @@ def llama(H, G, D, device, dtype, bias=False):
     return ours, theirs, LlamaRotaryEmbedding(config).to(device)
 
 
+@pytest.mark.oracle(theirs="LlamaAttention", what="whole, left-padded; with bias and without")
 @on_devices
 @in_dtypes
 @on_both_paths
@@ -78,10 +85,13 @@ def test_it_equals_llama(B, T, H, G, D, padded, bias, return_weights, dtype, dev
     compare(ours, theirs, state, [x], actual, expected[: len(actual)], HUGGING_FACE[dtype])
 
 
+@pytest.mark.oracle(
+    theirs="LlamaAttention", what="9 tokens cut in three ways, left-padded; outputs, and the stored keys and values"
+)
 @on_devices
 @in_dtypes
 @pytest.mark.parametrize("chunks", [(1,) * 9, (4, 1, 4), (3, 5, 1)], ids=str)
-@pytest.mark.parametrize(("H", "G"), [(4, 2), (6, 1)])
+@pytest.mark.parametrize(("H", "G"), [pytest.param(4, 2, marks=GQA), pytest.param(6, 1, marks=MQA)])
 def test_a_cache_equals_llama_with_its_cache(H, G, chunks, dtype, device):
     B, D = 2, 4
     ours, theirs, rotary = llama(H, G, D, device, dtype)
@@ -106,6 +116,9 @@ def test_a_cache_equals_llama_with_its_cache(H, G, chunks, dtype, device):
     assert cache.nbytes == theirs_stored  # both hold G heads: the repetition is not stored
 
 
+@pytest.mark.oracle(
+    mechanism="mqa", chapter="12_mqa", module="mqa", theirs="FalconAttention", what="with bias and without"
+)
 @on_devices
 @in_dtypes
 @on_both_paths
@@ -135,6 +148,14 @@ def test_multi_query_equals_falcon(B, T, H, D, bias, return_weights, dtype, devi
     compare(ours, theirs, from_falcon, [x], actual, expected[: len(actual)], HUGGING_FACE[dtype])
 
 
+@pytest.mark.oracle(
+    mechanism="gqa",
+    chapter="13_gqa",
+    module="gqa",
+    library="torch",
+    theirs="scaled_dot_product_attention",
+    what="its `enable_gqa`; causal and not, T ≤ S",
+)
 @on_devices
 @in_dtypes
 @pytest.mark.parametrize(("T", "S"), [(1, 9), (5, 9), (40, 64), (70, 70)])
@@ -153,4 +174,4 @@ def test_the_function_equals_torchs_with_enable_gqa(causal, H, G, T, S, dtype, d
     for name, got, want in zip(
         "qkv", torch.autograd.grad(actual.square().sum(), [query, key, value]), wanted, strict=True
     ):
-        close(got, want, 10 * TORCH[dtype], f"gradient of {name}")
+        close(got, want, 10 * TORCH[dtype], f"gradient of {name}", gradient=True)

@@ -17,10 +17,10 @@ from attncourse.linear import (
 )
 from attncourse.performer import PerformerAttention
 from attncourse.positions import RotaryEmbedding
-from tests.oracles.test_transformer import close, filled, in_dtypes, on_devices, real_tokens, sequence
+from tests.oracles.compare import TORCH, close, filled, in_dtypes, on_devices, real_tokens, sequence
 from tests.oracles.weights import upstream_of
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+pytestmark = pytest.mark.oracle(chapter="10_linear", library="torch", equations=True)
 
 with_sizes = pytest.mark.parametrize(
     ("B", "T", "H", "D"), [(2, 7, 3, 4), (1, 1, 2, 6), (2, 33, 1, 2), (3, 5, 2, 8), (1, 150, 2, 4)]
@@ -88,17 +88,31 @@ KINDS = {
     "dpfp": (lambda width, H, **options: LinearAttention(width, H, feature_map="dpfp", **options), dpfp_map),
     "performer": (lambda width, H, **options: PerformerAttention(width, H, n_features=11, **options), favor_map),
 }
-
+LINEAR = pytest.mark.oracle(
+    mechanism="linear", module="linear", theirs="Katharopoulos et al. 2020, equation 4, with elu and DPFP features"
+)
+PERFORMER = pytest.mark.oracle(
+    mechanism="performer",
+    module="performer",
+    theirs="Choromanski et al. 2020, the positive features in a quadratic form",
+)
+EQUATIONS = {"elu": LINEAR, "dpfp": LINEAR, "performer": PERFORMER}
 
 # dpfp in float64 alone: a sum of it may be close to zero, and its quotient magnifies float32's rounding.
-CASES = [(kind, dtype) for kind in KINDS for dtype in TOLERANCE if (kind, dtype) != ("dpfp", torch.float32)]
+CASES = [
+    pytest.param(kind, dtype, marks=EQUATIONS[kind], id=f"{kind}-{dtype}")
+    for kind in KINDS
+    for dtype in TORCH
+    if (kind, dtype) != ("dpfp", torch.float32)
+]
 
 
+@pytest.mark.oracle(what="causal and both ways, rotated and not, left-padded")
 @on_devices
 @with_sizes
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
 @pytest.mark.parametrize("rotary", [False, True], ids=["", "rotary"])
-@pytest.mark.parametrize(("kind", "dtype"), CASES, ids=[f"{kind}-{dtype}" for kind, dtype in CASES])
+@pytest.mark.parametrize(("kind", "dtype"), CASES)
 def test_layers_follow_their_equations(kind, rotary, causal, B, T, H, D, dtype, device):
     make, feature_map = KINDS[kind]
     layer = make(H * D, H, causal=causal, rotary=RotaryEmbedding(D) if rotary else None, bias=True)
@@ -109,18 +123,23 @@ def test_layers_follow_their_equations(kind, rotary, causal, B, T, H, D, dtype, 
     expected, expected_weights = quadratic(layer, exact, exact_x, feature_map, real)
     output, weights = layer(x, mask=real[:, None, None], return_weights=True)
     fused = layer(x, mask=real[:, None, None])
-    close(fused.double(), expected, TOLERANCE[dtype], "output")
-    close(output.double(), expected, TOLERANCE[dtype], "output beside weights")
-    close(weights.double(), expected_weights, TOLERANCE[dtype], "weights")
+    close(fused, expected, TORCH[dtype], "output", dtype=dtype)
+    close(output, expected, TORCH[dtype], "output beside weights", dtype=dtype)
+    close(weights, expected_weights, TORCH[dtype], "weights", dtype=dtype)
     upstream = upstream_of(expected, 0)
     wanted = torch.autograd.grad(expected, [exact_x, *exact.values()], upstream, allow_unused=True)
     found = torch.autograd.grad(fused, [x, *layer.parameters()], upstream.to(dtype))
     for name, got, want in zip(["x", *exact], found, wanted, strict=True):
         want = torch.zeros_like(got).double() if want is None else want
-        scale = max(1.0, want.abs().max().item())  # gradients of sums over many tokens are far from 1
-        close(got.double() / scale, want / scale, TOLERANCE[dtype], f"gradient of {name}")
+        close(got, want, TORCH[dtype], f"gradient of {name}", gradient=True, scaled=True, dtype=dtype)
 
 
+@pytest.mark.oracle(
+    mechanism="linear",
+    module="linear",
+    theirs="Katharopoulos et al. 2020, equation 4",
+    what="recurrent, parallel and chunked forms, causal and both ways",
+)
 @on_devices
 @in_dtypes
 @pytest.mark.parametrize(("B", "H", "T", "M", "Dv"), [(2, 3, 11, 5, 4), (1, 1, 1, 1, 1), (2, 1, 131, 7, 3)])
@@ -151,9 +170,7 @@ def test_all_forms_follow_equation_4(B, H, T, M, Dv, dtype, device):
         wanted = torch.autograd.grad(expected, exact, upstream, retain_graph=True)
         for form in forms[causal]:
             output = form(*inputs)
-            close(output.double(), expected, TOLERANCE[dtype], "output")
-            for name, got, want in zip(
-                ("query", "key", "value"), torch.autograd.grad(output, inputs, upstream.to(dtype)), wanted, strict=True
-            ):
-                scale = max(1.0, want.abs().max().item())
-                close(got.double() / scale, want / scale, TOLERANCE[dtype], f"gradient of {name}")
+            close(output, expected, TORCH[dtype], "output", dtype=dtype)
+            found = torch.autograd.grad(output, inputs, upstream.to(dtype))
+            for name, got, want in zip(("query", "key", "value"), found, wanted, strict=True):
+                close(got, want, TORCH[dtype], f"gradient of {name}", gradient=True, scaled=True, dtype=dtype)

@@ -13,8 +13,16 @@ from transformers import LongformerConfig
 from transformers.models.longformer.modeling_longformer import LongformerAttention as TheirAttention
 
 from attncourse.longformer import LongformerAttention
-from tests.oracles.test_transformer import close, compare, filled, in_dtypes, on_both_paths, on_devices, sequence
+from tests.oracles.compare import close, compare, filled, in_dtypes, on_both_paths, on_devices, sequence
 from tests.oracles.weights import from_longformer
+
+pytestmark = pytest.mark.oracle(
+    mechanism="longformer",
+    chapter="09_sparse",
+    module="longformer",
+    library="transformers",
+    theirs="LongformerSelfAttention",
+)
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
 
@@ -88,6 +96,7 @@ def keep_dtype(monkeypatch, dtype):
         monkeypatch.setattr(F, "softmax", lambda scores, dim, dtype: softmax(scores, dim))
 
 
+@pytest.mark.oracle(what="global tokens: none, first, ragged, all; padding anywhere; its softmax made to keep float64")
 @on_devices
 @in_dtypes
 @on_both_paths
@@ -105,6 +114,7 @@ def test_longformer_equals_transformers(B, T, H, D, w, kind, return_weights, dty
     compare(ours, theirs, from_longformer, [x], [actual], [expected], TOLERANCE[dtype])
 
 
+@pytest.mark.oracle(what="weights, put together from its diagonals, columns and rows")
 @on_devices
 @in_dtypes
 @pytest.mark.parametrize("kind", KINDS)

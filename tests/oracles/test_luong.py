@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from attncourse.luong import HardAttention, LocalAttention, LuongAttention, attentional_vector, surrogate_loss
+from tests.oracles.compare import TORCH, close, in_dtypes, on_devices
 
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+pytestmark = pytest.mark.oracle(chapter="02_luong", module="luong", library="numpy", equations=True)
+
 QUERY_DIM, VALUE_DIM, HIDDEN_DIM = 3, 4, 6
 KEY_DIM = {"dot": QUERY_DIM, "general": 5, "concat": 5}
 # alignment, and the paper's D (ours is D + 1); None is global attention
 WINDOWS = {"global": (None, 0), "local-m": ("monotonic", 2), "local-p": ("predictive", 2)}
-
-on_devices = pytest.mark.parametrize("device", DEVICES)
-in_dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
+LOCAL = pytest.mark.oracle(mechanism="local", theirs="Luong et al. 2015, section 3.2, equations 7, 9 and 10")
+GLOBAL = pytest.mark.oracle(mechanism="luong", theirs="Luong et al. 2015, section 3.1, equation 7")
+EQUATIONS = {"global": GLOBAL, "local-m": LOCAL, "local-p": LOCAL}
 
 
 class Paper:
@@ -174,18 +175,12 @@ def make(score, alignment, D):
     return LocalAttention(QUERY_DIM, key_dim, window=D + 1, alignment=alignment, score=score, hidden_dim=HIDDEN_DIM)
 
 
-def assert_equal_to(actual, expected, dtype):
-    assert actual.dtype == dtype
-    torch.testing.assert_close(
-        actual.detach().cpu().double(), torch.from_numpy(np.asarray(expected)), atol=TOLERANCE[dtype], rtol=0
-    )
-
-
+@pytest.mark.oracle(what="dot, general, concat; whole, padded on either side, any mask")
 @on_devices
 @in_dtypes
 @pytest.mark.parametrize("kind", ["none", "right padding", "left padding", "pattern"])
 @pytest.mark.parametrize(("B", "T", "S"), [(2, 3, 4), (3, 8, 7), (2, 1, 9), (1, 4, 1)])
-@pytest.mark.parametrize("where", WINDOWS)
+@pytest.mark.parametrize("where", [pytest.param(where, marks=EQUATIONS[where]) for where in WINDOWS])
 @pytest.mark.parametrize("score", KEY_DIM)
 def test_equals_the_paper(score, where, B, T, S, kind, dtype, device):
     alignment, D = WINDOWS[where]
@@ -200,14 +195,15 @@ def test_equals_the_paper(score, where, B, T, S, kind, dtype, device):
     d_context, d_weights = rng.normal(size=context.shape), rng.normal(size=weights.shape)
     paper = Paper(score, alignment, D, numbers)
     expected_context, expected_weights, expected = whole(paper, numbers, mask, d_context, d_weights)
-    assert_equal_to(context, expected_context, dtype)
-    assert_equal_to(weights, expected_weights, dtype)
+    close(context, expected_context, TORCH[dtype], "context", dtype=dtype)
+    close(weights, expected_weights, TORCH[dtype], "weights", dtype=dtype)
     upstream = [torch.from_numpy(d).to(device, dtype) for d in (d_context, d_weights)]
     actual = torch.autograd.grad([context, weights], [query, keys, values, *parameters], upstream)
     for got, want in zip(actual, expected.values(), strict=True):
-        assert_equal_to(got, want, dtype)
+        close(got, want, TORCH[dtype], "gradient", gradient=True, dtype=dtype)
 
 
+@pytest.mark.oracle(mechanism="luong", theirs="Luong et al. 2015, equation 5", what="the attentional vector")
 @on_devices
 @in_dtypes
 def test_attentional_vector_equals_the_paper(dtype, device):
@@ -227,12 +223,17 @@ def test_attentional_vector_equals_the_paper(dtype, device):
                 d[2][i] += d_inner * np.array(joined)
     tensors = [torch.from_numpy(x).to(device, dtype).requires_grad_() for x in (context, query, weight)]
     actual = attentional_vector(*tensors)
-    assert_equal_to(actual, vector, dtype)
+    close(actual, vector, TORCH[dtype], "vector", dtype=dtype)
     gradients = torch.autograd.grad(actual, tensors, torch.from_numpy(d_vector).to(device, dtype))
     for got, want in zip(gradients, d, strict=True):
-        assert_equal_to(got, want, dtype)
+        close(got, want, TORCH[dtype], "gradient", gradient=True, dtype=dtype)
 
 
+@pytest.mark.oracle(
+    mechanism="hard",
+    theirs="score-function and straight-through gradients",
+    what="dot, general, concat; padded; for the key that was drawn",
+)
 @on_devices
 @in_dtypes
 @pytest.mark.parametrize("estimator", ["straight_through", "score_function"])
@@ -257,7 +258,7 @@ def test_hard_gradients_equal_their_definitions(score, estimator, dtype, device)
         for t in range(T):
             k, x, allowed = drawn[b, t], numbers["values"][b], mask[b, t]
             assert allowed[k]
-            assert_equal_to(context[b, t], x[k], dtype)
+            close(context[b, t], x[k], TORCH[dtype], "context", dtype=dtype)
             a, _, _ = paper.forward(numbers["query"][b, t], numbers["keys"][b], t, allowed)
             log_prob[b, t] = math.log(a[k])
             expected["values"][b, k] += 3 * x[k] ** 2
@@ -267,7 +268,6 @@ def test_hard_gradients_equal_their_definitions(score, estimator, dtype, device)
                 d_weights = x @ (3 * x[k] ** 2)
             one = {**expected, "query": expected["query"][b, t], "keys": expected["keys"][b]}
             paper.backward(numbers["query"][b, t], numbers["keys"][b], t, allowed, d_weights, one)
-    assert_equal_to(attention.log_prob, log_prob, dtype)
+    close(attention.log_prob, log_prob, TORCH[dtype], "logarithm of the probability", dtype=dtype)
     for got, want in zip(actual, expected.values(), strict=True):
-        scale = max(1.0, np.abs(want).max())  # a cubic cost has gradients far from 1
-        assert_equal_to(got / scale, want / scale, dtype)
+        close(got, want, TORCH[dtype], "gradient", gradient=True, scaled=True, dtype=dtype)  # of a cubic cost

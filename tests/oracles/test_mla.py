@@ -13,7 +13,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Atten
 
 from attncourse.mla import MultiHeadLatentAttention, absorbed_attention
 from attncourse.multi_head import merge_heads
-from tests.oracles.test_transformer import (
+from tests.oracles.compare import (
     as_list,
     causal_pattern,
     close,
@@ -28,11 +28,18 @@ from tests.oracles.test_transformer import (
     state,
 )
 
+pytestmark = pytest.mark.oracle(mechanism="mla", chapter="14_mla", module="mla", library="transformers")
+
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 5e-6}
-KINDS = ["V2", "V3", "V3, halves"]
 SIZES = [(4, 12, 6, 4, 8), (3, 8, 4, 6, 4), (2, 20, 10, 2, 3), (6, 6, 4, 2, 9)]  # H, C, N, R, V; V2 takes even N alone
 
-in_kinds = pytest.mark.parametrize("kind", KINDS)
+in_kinds = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.oracle(theirs=f"Deepseek{kind[:2]}Attention"))
+        for kind in ("V2", "V3", "V3, halves")
+    ],
+)
 with_sizes = pytest.mark.parametrize(("H", "C", "N", "R", "V"), SIZES)
 compressed = pytest.mark.parametrize("q_lora_rank", [None, 7], ids=["whole queries", "compressed queries"])
 
@@ -85,6 +92,7 @@ def call(theirs, x, rotary, start, pattern, cache=None):
     )
 
 
+@pytest.mark.oracle(what="queries whole and compressed; whole, left-padded with bias")
 @on_devices
 @in_dtypes
 @on_both_paths
@@ -108,6 +116,9 @@ def test_it_equals_deepseek(padded, H, C, N, R, V, kind, q_lora_rank, return_wei
     compare(ours, theirs, state, [x], actual, expected[: len(actual)], TOLERANCE[dtype])
 
 
+@pytest.mark.oracle(
+    what="9 tokens cut in three ways, left-padded, absorbed and naive; outputs, and the stored latents and keys"
+)
 @on_devices
 @in_dtypes
 @compressed
@@ -138,6 +149,7 @@ def test_a_cache_equals_deepseek_with_its_cache(chunks, decoding, kind, q_lora_r
     assert cache.nbytes == stored == B * sum(chunks) * (C + R) * x.element_size()
 
 
+@pytest.mark.oracle(what="the absorbed form over a cache, against its pass over the whole")
 @on_devices
 @in_dtypes
 @compressed

@@ -17,7 +17,15 @@ from transformers import LlamaConfig, QuantizedCache
 
 from attncourse.attention import scaled_dot_product_attention
 from attncourse.quantized_cache import QuantizedKVCache, dequantize, quantize
-from tests.oracles.test_transformer import close
+from tests.oracles.compare import close
+
+pytestmark = pytest.mark.oracle(
+    mechanism="quantized_cache",
+    chapter="11_kv_cache",
+    module="quantized_cache",
+    library="transformers",
+    theirs="QuantizedCache",
+)
 
 B, G, D, GROUP = 2, 3, 32, 32
 TOLERANCE = 4e-6  # of numbers up to 16: theirs rounds the product and the sum, ours once
@@ -60,11 +68,13 @@ def parts(tensor):
 # --- the same
 
 
+@pytest.mark.oracle(none="of the piece in place of theirs")
 def test_the_piece_in_place_of_theirs_is_the_inverse_of_their_packing():
     codes = torch.randint(0, 16, (6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(unpack(pack_weights(codes, 4), 4), codes)
 
 
+@pytest.mark.oracle(what="what a prefill stores, 4 bits, and its bytes")
 def test_contents_and_bytes_are_the_same():
     T = 3 * GROUP
     key, value = 3 * drawn(B, G, T, D, seed=1), drawn(B, G, T, D, seed=2)
@@ -85,13 +95,19 @@ def quanto(x, bits):
     return torch.ops.quanto.quantize_affine(x, bits, 0, GROUP, scale, shift), scale, -shift
 
 
+@pytest.mark.oracle(
+    library="optimum-quanto",
+    theirs="quantize_affine",
+    what="codes, steps and offsets, 4 and 8 bits: the same bit for bit",
+)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_codes_are_the_same(bits):
     x = 3 * drawn(500, GROUP, seed=1)
     for actual, expected in zip(quantize(x, bits, 1), quanto(x, bits), strict=True):
-        assert torch.equal(actual, expected)
+        close(actual, expected, 0, "codes, steps and offsets")
 
 
+@pytest.mark.oracle(what="what is read token by token over two flushes, 4 bits")
 @pytest.mark.parametrize("first", [GROUP, 3 * GROUP])
 def test_a_decoding_run_reads_the_same_keys(first):
     """Token by token over two flushes; values agree where theirs are quantized too, and are exact in their residual."""
@@ -113,6 +129,7 @@ def test_a_decoding_run_reads_the_same_keys(first):
 # --- different
 
 
+@pytest.mark.oracle(what="a group of its that runs from one head into the next")
 def test_their_groups_need_a_number_of_tokens_that_they_divide():
     """And groups run on from one head into the next where only B · G · T divides: ours start anew in each."""
     key = drawn(1, 3, 40, D, seed=1)
@@ -129,6 +146,7 @@ def test_their_groups_need_a_number_of_tokens_that_they_divide():
     assert torch.equal(cache.key[:, :, GROUP:], key[:, :, GROUP:])  # unfinished: exact
 
 
+@pytest.mark.oracle(none="where theirs differs")
 def test_they_quantize_the_past_again_at_each_flush():
     """From what is left of it. 40 tokens, then 32: the last 8 of the 40 get other neighbours, and lose twice."""
     key = drawn(1, 4, 72, D, seed=1)
@@ -143,6 +161,7 @@ def test_they_quantize_the_past_again_at_each_flush():
     assert once[1].eq(0).all() and twice[1].norm() < twice[0].norm()  # exact until the group is full, then once
 
 
+@pytest.mark.oracle(none="where theirs differs")
 @pytest.mark.parametrize(("bits", "their_steps", "our_steps"), [(4, 0.6, 0.53), (8, 1.8, 1.01)])
 def test_in_bfloat16_they_lose_more(bits, their_steps, our_steps):
     """They subtract and divide in bfloat16, and round the step to nearest; we do it in float32, and round it up."""
@@ -181,6 +200,7 @@ def step_errors(seed=0, S=1025, D=64):
     return found | {"ours": ((output - exact).norm() / exact.norm()).item()}
 
 
+@pytest.mark.oracle(none="where theirs differs")
 def test_as_it_comes_theirs_suffers_from_an_outlier_channel():
     errors = step_errors()
     assert errors["theirs"] > 3 * errors["ours"]

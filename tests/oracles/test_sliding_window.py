@@ -13,7 +13,7 @@ from transformers.models.mistral.modeling_mistral import MistralAttention, Mistr
 
 from attncourse.positions import RotaryEmbedding
 from attncourse.sliding_window import SlidingWindowAttention
-from tests.oracles.test_transformer import (
+from tests.oracles.compare import (
     HUGGING_FACE,
     as_list,
     close,
@@ -27,6 +27,8 @@ from tests.oracles.test_transformer import (
     sequence,
     state,
 )
+
+pytestmark = pytest.mark.oracle(library="transformers", theirs="MistralAttention", chapter="08_sliding_window")
 
 
 def mistral(H, G, D, window, device, dtype):
@@ -56,6 +58,9 @@ def their_pattern(config, x, real, cache=None):
     return (mask == 0).expand(x.shape[0], 1, *mask.shape[2:])
 
 
+@pytest.mark.oracle(
+    mechanism="sliding_window", module="sliding_window", what="its own mask, shared heads; whole, left-padded"
+)
 @on_devices
 @in_dtypes
 @on_both_paths
@@ -79,6 +84,11 @@ def test_it_equals_mistral(B, T, H, G, D, window, padded, return_weights, dtype,
     compare(ours, theirs, state, [x], actual, expected[: len(actual)], HUGGING_FACE[dtype])
 
 
+@pytest.mark.oracle(
+    mechanism="rolling_cache",
+    module="kv_cache",
+    what="14 tokens cut in four ways, three windows, left-padded; outputs, and the stored keys and values",
+)
 @on_devices
 @in_dtypes
 @pytest.mark.parametrize("chunks", [(1,) * 14, (5, 1, 1, 4, 3), (2, 12), (9, 1, 1, 1, 2)], ids=str)

@@ -20,62 +20,43 @@ from attncourse.cross_attention import CrossAttention
 from attncourse.multi_head import MultiHeadAttention
 from attncourse.positions import RotaryEmbedding
 from attncourse.self_attention import SelfAttention
-from tests.oracles.weights import from_bloom, from_gptj, from_mpt, from_torch, gradients_of, upstream_of
+from tests.oracles.compare import (
+    HUGGING_FACE,
+    TORCH,
+    as_list,
+    causal_pattern,
+    close,
+    compare,
+    filled,
+    forbidding,
+    in_dtypes,
+    on_both_paths,
+    on_devices,
+    real_tokens,
+    sequence,
+    state,
+)
+from tests.oracles.weights import from_bloom, from_gptj, from_mpt, from_torch
 
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-TORCH = {torch.float32: 1e-5, torch.float64: 1e-12}
-HUGGING_FACE = {torch.float32: 1e-5, torch.float64: 1e-6}
-
-on_devices = pytest.mark.parametrize("device", DEVICES)
-in_dtypes = pytest.mark.parametrize("dtype", TORCH, ids=["float32", "float64"])
-on_both_paths = pytest.mark.parametrize("return_weights", [False, True], ids=["fused", "explicit"])
+ONE_HEAD = [
+    pytest.param(kind, marks=pytest.mark.oracle(mechanism=module, chapter=f"{number}_{module}", module=module))
+    for kind, number, module in (
+        ("self", "03", "self_attention"),
+        ("causal", "05", "causal"),
+        ("cross", "04", "cross_attention"),
+    )
+]
 with_sizes = pytest.mark.parametrize(("B", "T", "H", "D"), [(2, 7, 3, 4), (1, 1, 2, 6), (3, 33, 4, 2), (2, 5, 1, 8)])
 
 
-def filled(module, device, dtype, spread=0.35):
-    """The module with random weights and biases, large enough to make the attention uneven."""
-    generator = torch.Generator().manual_seed(3)
-    for parameter in module.parameters():
-        parameter.data = spread * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return module.to(device, dtype).eval()
-
-
-def sequence(*shape, device, dtype, seed=5):
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return drawn.to(device, dtype).requires_grad_()
-
-
-def real_tokens(B, S, device, left=False):
-    """(B, S), True at real tokens: sequence b has b of S padded."""
-    index = torch.arange(S).flip(0) if left else torch.arange(S)
-    return (index[None] < S - torch.arange(B)[:, None].clamp(max=S - 1)).to(device)
-
-
-def close(actual, expected, tolerance, what=""):
-    difference = (actual - expected).abs().max().item()
-    assert actual.shape == expected.shape and actual.dtype == expected.dtype, what
-    assert difference <= tolerance, f"{what}: largest difference {difference:.2e}"
-
-
-def compare(ours, theirs, convert, inputs, actual, expected, tolerance):
-    """Outputs, and the gradients of inputs and of every parameter."""
-    for i, (got, want) in enumerate(zip(actual, expected, strict=True)):
-        close(got, want, tolerance, f"output {i}")
-    wanted = gradients_of(expected, inputs, theirs, convert)
-    names = [name for name, _ in ours.named_parameters()]
-    upstream = [upstream_of(output, i) for i, output in enumerate(actual)]
-    found = torch.autograd.grad(actual, [*inputs, *ours.parameters()], upstream)
-    named = dict(zip([*(f"input {i}" for i in range(len(inputs))), *names], found, strict=True))
-    assert named.keys() == wanted.keys()
-    for name, gradient in named.items():
-        scale = max(1.0, wanted[name].abs().max().item())  # gradients of sums over many tokens are far from 1
-        close(gradient / scale, wanted[name] / scale, tolerance, f"gradient of {name}")
-
-
-def as_list(result, return_weights):
-    return list(result) if return_weights else [result]
-
-
+@pytest.mark.oracle(
+    mechanism="multi_head",
+    chapter="06_multi_head",
+    module="multi_head",
+    library="torch",
+    theirs="MultiheadAttention",
+    what="whole, padded, causal, both; with bias and without",
+)
 @on_devices
 @in_dtypes
 @on_both_paths
@@ -98,6 +79,14 @@ def test_multi_head_equals_torch(B, T, H, D, kind, bias, return_weights, dtype, 
     compare(ours, theirs, from_torch, [x], actual, expected, TORCH[dtype])
 
 
+@pytest.mark.oracle(
+    mechanism="multi_head",
+    chapter="06_multi_head",
+    module="multi_head",
+    library="torch",
+    theirs="MultiheadAttention",
+    what="a context of another length and width: whole, padded",
+)
 @on_devices
 @in_dtypes
 @on_both_paths
@@ -120,11 +109,12 @@ def test_multi_head_across_equals_torch(T, S, padded, return_weights, dtype, dev
     compare(ours, theirs, from_torch, [x, context], actual, expected, TORCH[dtype])
 
 
+@pytest.mark.oracle(library="torch", theirs="MultiheadAttention", what="its layer with one head: whole, padded")
 @on_devices
 @in_dtypes
 @on_both_paths
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("kind", ["self", "causal", "cross"])
+@pytest.mark.parametrize("kind", ONE_HEAD)
 @pytest.mark.parametrize(("B", "T", "S"), [(2, 6, 4), (3, 1, 5), (2, 21, 34)])
 def test_one_head_equals_torch(B, T, S, kind, padded, return_weights, dtype, device):
     """The layers of one head: PyTorch's with one head, its weights (B, 1, T, S) without that axis."""
@@ -163,21 +153,14 @@ def llama(H, D, device, dtype, base=10000.0):
     return ours, theirs, LlamaRotaryEmbedding(config).to(device)
 
 
-def forbidding(pattern, dtype):
-    """What transformers adds to the scores: 0 where allowed, else the lowest number that its float32 softmax takes."""
-    lowest = torch.finfo(torch.float32).min
-    return torch.zeros(pattern.shape, dtype=dtype, device=pattern.device).masked_fill(~pattern, lowest)
-
-
-def causal_pattern(B, T, S, device, real=None):
-    pattern = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T).expand(B, 1, T, S)
-    return pattern if real is None else pattern & real[:, None, None]
-
-
-def state(module):
-    return dict(module.named_parameters())
-
-
+@pytest.mark.oracle(
+    mechanism="rope",
+    chapter="07_positions",
+    module="positions",
+    library="transformers",
+    theirs="LlamaAttention",
+    what="rotation by halves, two bases; whole, left-padded",
+)
 @on_devices
 @in_dtypes
 @on_both_paths
@@ -200,6 +183,14 @@ def test_rotary_equals_llama(B, T, H, D, padded, base, return_weights, dtype, de
     compare(ours, theirs, state, [x], actual, expected[: len(actual)], HUGGING_FACE[dtype])
 
 
+@pytest.mark.oracle(
+    mechanism="kv_cache",
+    chapter="11_kv_cache",
+    module="kv_cache",
+    library="transformers",
+    theirs="LlamaAttention",
+    what="9 tokens cut in three ways, left-padded; outputs, and the stored keys and values",
+)
 @on_devices
 @in_dtypes
 @pytest.mark.parametrize("chunks", [(1,) * 9, (4, 1, 4), (3, 5, 1)], ids=str)
@@ -223,6 +214,14 @@ def test_a_cache_equals_llama_with_its_cache(chunks, dtype, device):
         start = end
 
 
+@pytest.mark.oracle(
+    mechanism="rope",
+    chapter="07_positions",
+    module="positions",
+    library="transformers",
+    theirs="GPTJAttention",
+    what="rotation of neighbours",
+)
 @on_devices
 @in_dtypes
 @on_both_paths
@@ -240,6 +239,14 @@ def test_interleaved_rotary_equals_gptj(B, T, H, D, return_weights, dtype, devic
     compare(ours, theirs, from_gptj, [x], actual, list(expected)[: len(actual)], HUGGING_FACE[dtype])
 
 
+@pytest.mark.oracle(
+    mechanism="alibi",
+    chapter="07_positions",
+    module="positions",
+    library="transformers",
+    theirs="BloomAttention",
+    what="powers of two of heads, and other numbers",
+)
 @on_devices
 @in_dtypes
 @on_both_paths
@@ -258,6 +265,14 @@ def test_alibi_equals_bloom(B, T, H, D, return_weights, dtype, device):
     compare(ours, theirs, from_bloom, [x], actual, list(expected)[: len(actual)], HUGGING_FACE[dtype])
 
 
+@pytest.mark.oracle(
+    mechanism="alibi",
+    chapter="07_positions",
+    module="positions",
+    library="transformers",
+    theirs="MptAttention",
+    what="powers of two of heads",
+)
 @on_devices
 @in_dtypes
 @on_both_paths
