@@ -64,8 +64,8 @@ exercises: .venv/test.stamp  ## put the set-up cell in, format, and make exercis
 	@$(NARROW) notebooks solutions
 	@$(BIN)/python scripts/exercises.py
 
-matrix: .venv/test.stamp  ## recompute which mistakes the checks catch and name
-	@$(BIN)/python -m tests.checks.matrix
+matrix: .venv/test.stamp  ## recompute which mistakes the checks catch and name: CHAPTERS='gqa mla', or all
+	@$(BIN)/python -m tests.checks.matrix $(CHAPTERS)
 
 claims: .venv/test.stamp  ## recompute the claims after a change of data/claims.yml or of a result
 	@$(BIN)/python -m scripts.claims

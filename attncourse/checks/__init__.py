@@ -47,6 +47,7 @@ CHAPTERS = (
     "mla",
     "execution",
     "choosing",
+    "bugs",
 )
 
 

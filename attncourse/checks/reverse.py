@@ -15,6 +15,10 @@ from attncourse.checks.spec import Misconception, ReverseExercise
 
 MAX_AXIS, MAX_NUMBERS = 64, 20_000  # of what a test may give to a candidate
 MAX_CALLS = 200  # of one candidate by one run of a test
+TOO_STRICT = (
+    "Compare with a tolerance that is wide enough (`torch.allclose(…, atol=1e-4)`), and only on inputs that the task "
+    "allows: no NaN, no infinity, no huge numbers."
+)
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,16 @@ def _call(candidate: Candidate, arguments: Sequence[Any], named: Mapping[str, An
     try:
         return candidate.implementation(*map(_copy, arguments), **{name: _copy(v) for name, v in named.items()})
     except Exception:
-        given = ", ".join(str(tuple(value.shape)) if isinstance(value, Tensor) else str(value) for value in values)
+        given = ", ".join(map(_shown, values))
         raise compute.CandidateRaised(f"the implementation raised an error when called with {given}") from None
+
+
+def _shown(value: Any) -> str:
+    """A tensor by its shape, and its dtype where it is not float32."""
+    if not isinstance(value, Tensor):
+        return str(value)
+    kind = str(value.dtype).removeprefix("torch.")
+    return str(tuple(value.shape)) + ("" if kind == "float32" else f" of {kind}")
 
 
 def _copy(value: Any) -> Any:
@@ -121,14 +133,14 @@ def judge(exercise: ReverseExercise, asked: Sequence[Candidate], outcomes: Seque
     if rejected:
         text = (
             f"Your test rejects {len(rejected)} of {len(exercise.right)} right implementations: {', '.join(rejected)}. "
-            "Compare with a tolerance that is wide enough (`torch.allclose(…, atol=1e-4)`), and only on inputs that "
-            "the task allows: no NaN, no infinity, no huge numbers."
+            f"{exercise.too_strict or TOO_STRICT}"
         )
         if len(rejected) == len(exercise.right):
             text = (
                 f"Your test rejects all {len(rejected)} right implementations, so either True and False are in each "
                 "other's place, or what you compare with is wrong: work one number out by hand."
             )
+            text += f" {exercise.too_strict}" if exercise.too_strict else ""
         return Verdict(exercise, "too strict", text)
     if missed:
         found = n_wrong - len(missed)

@@ -120,11 +120,13 @@ class ReverseExercise(Task):
 
     right: right implementations by name, written differently; faulty(wrong): the wrong ones, one for each of
     `misconceptions`. The learner's test gets one at a time, unnamed and in a shuffled order, and returns True or False.
+    too_strict: advice of its own for a test that rejects a right one.
     """
 
     right: Mapping[str, Callable]
     faulty: Callable[[frozenset[str]], Callable]
     misconceptions: tuple[Misconception, ...]
+    too_strict: str = ""
 
 
 def _translate(script: Script, argument: Callable[[str, Any], Any]) -> Script:

@@ -27,6 +27,7 @@ CHAPTERS = {  # short name -> title, and the modules that it is about
     "mla": ("Multi-head latent attention", ("mla",)),
     "execution": ("Execution", ("execution", "paged_cache")),
     "choosing": ("Choosing", ("lab",)),
+    "bugs": ("Bug museum", ("lab",)),
 }
 
 
