@@ -11,6 +11,7 @@ from attncourse.show.figures import MARKS, PALETTE, figure, style
 from attncourse.show.heads import heads
 from attncourse.show.html import Output
 from attncourse.show.latent import latent
+from attncourse.show.map import attention_map
 from attncourse.show.masks import masks
 from attncourse.show.memory import memory
 from attncourse.show.models import models
@@ -22,6 +23,7 @@ from attncourse.show.rotation import rotation
 from attncourse.show.sharing import sharing
 from attncourse.show.steps import steps
 from attncourse.show.tables import comparison, table
+from attncourse.show.timeline import timeline
 from attncourse.show.vectors import scores
 from attncourse.show.widgets import Choice, Slider, live, live_score, live_temperature
 
@@ -32,6 +34,7 @@ __all__ = [
     "Output",
     "Slider",
     "alignment",
+    "attention_map",
     "claim_steps",
     "claims",
     "comparison",
@@ -56,4 +59,5 @@ __all__ = [
     "steps",
     "style",
     "table",
+    "timeline",
 ]

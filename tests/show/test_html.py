@@ -60,6 +60,8 @@ def test_styles_and_scripts_are_small():
     assert size("decoding.css", "decoding.js") <= 4_000 and size("claims.css") <= 1_000
     pieces += ["roofline.css", "roofline.js"]
     assert size("roofline.css", "roofline.js") <= 5_000
+    pieces += ["map.css", "map.js", "timeline.css"]
+    assert size("map.css", "map.js") <= 12_500 and size("timeline.css") <= 1_500
     assert shared + size(*pieces) == size(*STATIC)
 
 
@@ -73,7 +75,7 @@ def test_every_rule_is_scoped():
     css = re.sub(r"\[[^]]*\]", "", "".join(static(name) for name in STATIC if name.endswith(".css")))
     for selectors in re.findall(r"([^{}]+)\{", css):
         for selector in re.sub(r", (?=[^(]*\))", " or ", selectors).split(", "):
-            assert ".ac" in selector or selector.strip().startswith("@media"), selector
+            assert ".ac" in selector or selector.strip().startswith(("@media", "@container")), selector
 
 
 def test_tokens_cannot_leave_their_place():
@@ -137,7 +139,8 @@ def test_source_shows_file_and_code():
     page = html(output)
     assert repr(output).startswith("def masked_softmax(") and repr(output).endswith("0.0)\n")
     assert "<code>attncourse/attention.py</code> · <code>masked_softmax</code>" in page
-    assert 'role="region" tabindex="0" aria-label="Source of attncourse/attention.py"' in page
+    assert 'role="region" tabindex="0" aria-label="Source of attncourse/attention.py, masked_softmax"' in page
+    assert 'aria-label="Source of attncourse/masks.py"' in html(show.source(attncourse.masks))
     text = re.sub(r"<[^>]+>", "", re.search(r"<pre>(.*)</pre>", page, re.DOTALL)[1])
     assert text.replace("&gt;", ">").replace("&lt;", "<").replace("&quot;", '"').replace("&amp;", "&") == repr(output)
     assert repr(show.source(attncourse.masks)).startswith('"""Boolean masks')
