@@ -302,26 +302,26 @@ TEST_NEAR_MASK = ReverseExercise(
             "top_left",
             "the mask is aligned at the top left: query 0 stands at position 0",
             "Right without a past, T = S. With a cache the new tokens see the oldest keys.",
-            "A mask that forgets the past",
+            "A mask that shows the wrong keys",
         ),
         Misconception(
             "past_lost",
             "the new tokens see one another, and nothing that was there before",
             "Right without a past. With a cache, a query's window reaches into it.",
-            "A mask that forgets the past",
+            "A mask that shows the wrong keys",
         ),
         Misconception(
             "window_when_empty",
             "with a past, there is no window: all keys up to the query",
             "Right in training and for the prompt. Give fewer queries than keys.",
-            "A mask that forgets the past",
+            "A mask that shows the wrong keys",
         ),
         Misconception(
             "single_sees_all",
             "a single query sees every key, whatever the window",
             "Code that gives no mask for one new token: the last token may see all, but not beyond its window. Give "
             "T = 1 with more keys than the window holds.",
-            "A mask that forgets the past",
+            "A mask that shows the wrong keys",
         ),
         Misconception(
             "two_sided",

@@ -6,9 +6,11 @@ on it: `PROPERTIES`. `EXHIBITS` says where each bug was found. `python -m attnco
 """
 
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,26 +103,26 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, weigh: Calla
     return weigh(query @ key.mT * query.shape[-1] ** -0.5, mask) @ value
 
 
-def key_features(key: Tensor) -> Tensor:
+def projection(x: Tensor) -> Tensor:
+    """The random rows of the kernel layer."""
+    return orthogonal_projection(FEATURES, D, seed=0, dtype=at_least_float32(x).dtype, device=x.device)
+
+
+def key_features(key: Tensor, rows: Callable = projection) -> Tensor:
     """FAVOR+'s, nothing taken from other keys."""
-    return favor_features(key, projection(key), is_query=False)
+    return favor_features(key, rows(key), is_query=False)
 
 
-def kernel_attend(key_features: Callable) -> Callable:
+def kernel_attend(key_features: Callable = key_features, rows: Callable = projection) -> Callable:
     """An `attend` that estimates softmax attention from random features."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, weigh: Callable) -> Tensor:
-        products = favor_features(query, projection(query), is_query=True) @ key_features(key).mT
+        products = favor_features(query, rows(query), is_query=True) @ key_features(key).mT
         products = products.masked_fill(~mask, 0.0)
         sums = products.sum(-1, keepdim=True)
         return (products / sums.masked_fill(sums == 0, 1.0) @ value.to(products.dtype)).to(value.dtype)
 
     return attend
-
-
-def projection(x: Tensor) -> Tensor:
-    """The random rows of the kernel layer."""
-    return orthogonal_projection(FEATURES, D, seed=0, dtype=at_least_float32(x).dtype, device=x.device)
 
 
 def merge(x: Tensor) -> Tensor:
@@ -346,6 +348,11 @@ def directions(n_draws: int, *, signs: bool, seed: int = 0) -> Tensor:
     return q.mT  # a direction in every row
 
 
+def drawn_rows(n_draws: int, *, signs: bool) -> Tensor:
+    """The directions at the lengths of normal vectors: (n_draws, D, D)."""
+    return directions(n_draws, signs=signs) * drawn(n_draws, D, D, seed=1).norm(dim=-1, keepdim=True)
+
+
 # ---- five properties: each gives how far a layer is from having it ----
 
 
@@ -360,18 +367,24 @@ def far(difference: Tensor) -> float:
 
 
 def influence(f: Layer, exhibit: "Exhibit", device: str = "cpu") -> float:
-    """Largest norm of ∂y_i/∂x_j where token i should not see token j."""
+    """Largest norm of ∂y_i/∂x_j where token i should not see token j; infinite where it should and does not."""
     x = tokens(1, T, device=device).requires_grad_()
     y = f(x) @ tokens(1)[0].to(x)  # (1, T): a mixture of each output's numbers
-    rows = [torch.autograd.grad(y[0, i], x, retain_graph=True)[0][0].norm(dim=-1) for i in range(T)]
-    return far(torch.stack(rows).masked_fill(exhibit.sees(T, T, False).to(device), 0.0))
+    rows = torch.stack([torch.autograd.grad(y[0, i], x, retain_graph=True)[0][0].norm(dim=-1) for i in range(T)])
+    sees = exhibit.sees(T, T, False).to(device)
+    return math.inf if (sees & (rows == 0)).any() else far(rows.masked_fill(sees, 0.0))
 
 
 def chunks(f: Layer, exhibit: "Exhibit", device: str = "cpu") -> float:
-    """A sequence in one pass, against the same in pieces of 3, 1 and 4 tokens with a cache."""
-    x, cache = tokens(B, T, device=device), Cache()
-    pieces = torch.cat([f(piece, cache=cache) for piece in x.split((3, 1, 4), 1)], 1)
-    return far(pieces - f(x))
+    """A sequence in one pass, against 3, 1 and 4 tokens with a cache; without padding and with it."""
+    x, whole = tokens(B, T, device=device), torch.ones(B, T, dtype=torch.bool, device=device)
+    errors = []
+    for real in (whole, lengths_as_mask((8, 5, 6), left=True, device=device)):
+        cache, pieces = Cache(), []
+        for piece in x.split((3, 1, 4), 1):
+            pieces.append(f(piece, cache=cache, real=real[:, : cache.length + piece.shape[1]]))
+        errors.append(far((torch.cat(pieces, 1) - f(x, real=real))[real]))
+    return max(errors)
 
 
 def order(f: Layer, exhibit: "Exhibit", device: str = "cpu") -> float:
@@ -436,7 +449,7 @@ def tested(f: Layer, exhibit: "Exhibit", device: str = "cpu") -> dict[str, float
             torch.manual_seed(0)
             try:
                 found[name] = test.measure(f, exhibit, device)
-            except RuntimeError:
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
                 found[name] = math.inf
     return found
 
@@ -453,9 +466,9 @@ def caught(found: dict[str, float]) -> list[str]:
 class Exhibit:
     """A bug: where it was found, and the layer with it and without.
 
-    wrong and right: the part that differs. shows: in which call outputs differ ("whole", "chunks", "padded", "half").
-    number, measure: another number, where outputs do not tell. library: the installed one's error, where it is still
-    there. needs: what finds the bug if no property does.
+    wrong and right: the part that differs. shows: in which call outputs differ ("whole", "chunks", "padded",
+    "bfloat16, at 4,000"). number, measure: another number, where outputs do not tell. library: the installed one's
+    error, where it is still there. needs: what finds the bug if no property does. also: where else it was reported.
     """
 
     name: str
@@ -477,6 +490,7 @@ class Exhibit:
     more: dict[str, Any] = field(default_factory=dict)
     absolute: bool = False
     sees: Callable = allowed
+    also: tuple[str, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -484,14 +498,25 @@ class Exhibit:
         *_, kind, number = self.source.split("/")
         return f"{'issue' if kind == 'issues' else 'pull request'} {number}"
 
+    @property
+    def elsewhere(self) -> str:
+        """Such as "onnx/onnx#7274, …": the way GitHub writes it."""
+        return ", ".join("#".join(re.split("/(?:issues|pull)/", path)) for path in self.also)
+
     def layer(self, *, wrong: bool) -> Layer:
         """The layer with the bug, or the same without."""
         part = self.wrong if wrong else self.right
         if self.replaces == "scale":
             return latent_layer(part)
-        if self.replaces in ("key_features", "directions"):
-            made = kernel_attend(part if self.replaces == "key_features" else key_features)
-            return layer(attend=made, absolute=self.absolute)
+        if self.replaces == "key_features":
+            return layer(attend=kernel_attend(part), absolute=self.absolute)
+        if self.replaces == "directions":
+            lines = drawn_rows(FEATURES // D, signs=not wrong).flatten(0, 1)
+
+            def rows(x: Tensor) -> Tensor:
+                return lines.to(x.device, at_least_float32(x).dtype)
+
+            return layer(attend=kernel_attend(partial(key_features, rows=rows), rows), absolute=self.absolute)
         return layer(**{self.replaces: part}, **(self.more if wrong else {}), absolute=self.absolute)
 
     def difference(self, device: str = "cpu") -> float:
@@ -525,7 +550,7 @@ def leaning(*, signs: bool = False) -> float:
     The scatter of that mean is below one hundredth.
     """
     query = key = torch.full((D,), 0.5 * D**-0.5, dtype=torch.float64)  # already times D^(-1/4)
-    rows = directions(4000, signs=signs) * drawn(4000, D, D, seed=1).norm(dim=-1, keepdim=True)
+    rows = drawn_rows(4000, signs=signs)
     estimates = (rows @ (query + key) - (query.square().sum() + key.square().sum()) / 2).exp().mean()
     return abs(estimates.item() / (query @ key).exp().item() - 1)
 
@@ -583,6 +608,7 @@ EXHIBITS = {
             share_in_turn,
             share,
             "share",
+            also=("apple/axlearn/pull/842", "ekzhang/jax-js/pull/180"),
         ),
         Exhibit(
             "merged_heads",
@@ -610,11 +636,12 @@ EXHIBITS = {
             hide,
             "hide",
             shows="padded",
+            also=("line/lighthouse/pull/77",),
         ),
         Exhibit(
             "alignment",
             "A triangle from the wrong corner",
-            "A mask that forgets the past",
+            "A mask that shows the wrong keys",
             "PyTorch",
             _github("pytorch/pytorch/issues/108108"),
             "2023-08",
@@ -625,11 +652,12 @@ EXHIBITS = {
             "allowed",
             shows="chunks",
             library=_library_alignment,
+            also=("pytorch/pytorch/issues/103082", "pytorch/pytorch/issues/144858"),
         ),
         Exhibit(
             "skipped_mask",
             "No mask, because there is a cache",
-            "A mask that forgets the past",
+            "A mask that shows the wrong keys",
             "TinyLLM",
             _github("Mikyx-1/TinyLLM/issues/17"),
             "2026-07",
@@ -643,7 +671,7 @@ EXHIBITS = {
         Exhibit(
             "inverted_mask",
             "True means forbidden",
-            "A mask that forgets the past",
+            "A mask that shows the wrong keys",
             "LLMs-from-scratch",
             _github("rasbt/LLMs-from-scratch/pull/1062"),
             "2026-08",
@@ -666,6 +694,7 @@ EXHIBITS = {
             allowed_near,
             "allowed",
             sees=allowed_near,
+            also=("huggingface/transformers/issues/29623", "vllm-project/vllm/issues/3385"),
         ),
         Exhibit(
             "half_fill",
@@ -680,6 +709,12 @@ EXHIBITS = {
             weigh,
             "weigh",
             shows="padded",
+            also=(
+                "facebookresearch/fairseq/issues/3575",
+                "tatp22/linformer-pytorch/pull/19",
+                "huggingface/transformers/pull/27114",
+                "NVIDIA-NeMo/Automodel/pull/2658",
+            ),
         ),
         Exhibit(
             "empty_rows",
@@ -688,7 +723,7 @@ EXHIBITS = {
             "PyTorch",
             _github("pytorch/pytorch/issues/160064"),
             "2025-08",
-            "open; the fused function gives zeros since pull request 131060",
+            "open; the fused function gives zeros since pull requests 131060 and 133882",
             "Asked for weights, nn.MultiheadAttention gives NaN where a row may see nothing.",
             weigh_to_nan,
             weigh,
@@ -704,7 +739,7 @@ EXHIBITS = {
             _github("hyunwoongko/transformer/pull/40"),
             "2025-10",
             "open",
-            "Padding was hidden as a query, so real tokens saw it; a finite fill kept the empty rows from failing.",
+            "The decoder's padding was hidden as a query; a finite fill made its rows averages instead of NaN.",
             hide_queries,
             hide,
             "hide",
@@ -718,7 +753,7 @@ EXHIBITS = {
             "labml's annotated implementations",
             _github("labmlai/annotated_deep_learning_paper_implementations/issues/146"),
             "2022-09",
-            "open; confirmed by the author",
+            "open; confirmed by the author, and mended in the code since",
             "The softmax ran over the queries instead of the keys; images came out as good as before.",
             weigh_over_queries,
             weigh,
@@ -754,6 +789,7 @@ EXHIBITS = {
             measure=leaning,
             needs="a mean of many draws",
             absolute=True,
+            also=("idiap/fast-transformers/issues/87",),
         ),
         Exhibit(
             "restarted",
@@ -762,12 +798,13 @@ EXHIBITS = {
             "mlx-vlm",
             _github("Blaizzy/mlx-vlm/issues/1983"),
             "2026-08",
-            "closed",
+            "fixed 2026-08 by pull request 1993",
             "Positions were counted inside each call, so every generated token stood at position 0.",
             positions_restart,
             positions,
             "positions",
             shows="chunks",
+            also=("lucidrains/rotary-embedding-torch/issues/11",),
         ),
         Exhibit(
             "counted_padding",
@@ -891,8 +928,6 @@ def measured(device: str = "cpu") -> list[dict[str, Any]]:
     for exhibit in EXHIBITS.values():
         start = time.perf_counter()
         wrong, right = (tested(exhibit.layer(wrong=wrong), exhibit, device) for wrong in (True, False))
-        if exhibit.replaces == "directions":
-            wrong = right  # one draw of directions is as good a layer as another
         rows.append(
             {
                 "name": exhibit.name,

@@ -26,10 +26,11 @@ def source(obj: ModuleType | type | Callable) -> Output:
     if not path.is_relative_to(PACKAGE.resolve()):
         raise ValueError(f"{obj!r} comes from {path}, which is not in the package attncourse")
     name = path.relative_to(PACKAGE.resolve().parent).as_posix()
-    caption = f"<code>{escape(name)}</code>"
+    caption, label = f"<code>{escape(name)}</code>", f"Source of {name}"
     if not inspect.ismodule(target):
         caption += f" · <code>{escape(target.__qualname__)}</code>"
-    code = scroll(f"<pre><code>{highlight(lines)}</code></pre>", f"Source of {name}")
+        label += f", {target.__qualname__}"  # a page's regions need names of their own
+    code = scroll(f"<pre><code>{highlight(lines)}</code></pre>", label)
     return Output(lines, fragment(f"<figure><figcaption>{caption}</figcaption>{code}</figure>", kind="source"))
 
 

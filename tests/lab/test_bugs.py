@@ -79,6 +79,57 @@ def test_the_repaired_layer_has_every_property(name):
     assert bugs.caught(ROWS[name]["right"]) == []
 
 
+# ---- mutants of the layer and of the tests' own blind spots ----
+
+
+def found_in(name, **parts):
+    """What catches the layer with these parts, tested as the exhibit is."""
+    return bugs.caught(bugs.tested(bugs.layer(absolute=EXHIBITS[name].absolute, **parts), EXHIBITS[name]))
+
+
+@pytest.mark.parametrize(
+    "name, sees",
+    [
+        ("window", lambda T, S, cached: bugs.sliding_window_mask(T, S, window=W - 1)),
+        ("window", lambda T, S, cached: bugs.sliding_window_mask(T, S, window=1)),
+        ("alignment", lambda T, S, cached: bugs.sliding_window_mask(T, S, window=1)),
+        ("alignment", lambda T, S, cached: bugs.causal_mask(T, S) & (torch.arange(S) > 0)),
+    ],
+    ids=["a window one short", "only itself, of a window", "only itself", "the first token unseen"],
+)
+def test_influence_finds_what_should_be_seen_and_is_not(name, sees):
+    assert "influence" in found_in(name, allowed=sees)
+
+
+def test_chunks_find_padding_that_counts_or_is_seen_behind_a_cache_only():
+    def hide(real, T):
+        return bugs.hide(real, T) | (real.shape[1] > T)
+
+    def positions(real, T):
+        return (bugs.positions_with_padding if real.shape[1] > T else bugs.positions)(real, T)
+
+    assert found_in("alignment", hide=hide) == ["chunks"]
+    assert found_in("counted_padding", positions=positions) == ["chunks"]
+    assert found_in("counted_padding") == found_in("alignment") == []
+
+
+def test_an_error_of_any_common_kind_is_infinitely_far_and_so_is_a_layer_of_zeros():
+    for kind in (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError):
+
+        def broken(x, kind=kind, **_):
+            raise kind("cannot run")
+
+        assert set(bugs.tested(broken, EXHIBITS["alignment"]).values()) == {math.inf}
+    for zeros in (lambda x, **_: x * 0, lambda x, **_: torch.zeros_like(x)):
+        assert bugs.caught(bugs.tested(zeros, EXHIBITS["alignment"])) == ["influence", "low_precision"]
+
+
+def test_the_leaning_layer_is_run_with_rows_of_its_own():
+    exhibit, x = EXHIBITS["leaning_directions"], bugs.tokens(1, T)
+    assert (exhibit.layer(wrong=True)(x) - exhibit.layer(wrong=False)(x)).abs().max() > 0.01
+    assert ROWS["leaning_directions"]["wrong"] != ROWS["leaning_directions"]["right"]
+
+
 def test_all_exhibits_take_seconds():
     start = time.process_time()  # of this process alone: the machine may be busy
     assert len(bugs.measured()) == len(EXHIBITS)
@@ -339,6 +390,14 @@ def test_every_exhibit_has_a_source_a_date_and_a_state(name):
         f"issue {exhibit.source.split('/')[-1]}",
         f"pull request {exhibit.source.split('/')[-1]}",
     )
+
+
+def test_other_reports_are_written_as_github_writes_them():
+    also = [path for exhibit in EXHIBITS.values() for path in exhibit.also]
+    assert len(set(also)) == len(also) > 8
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+/(issues|pull)/\d+", path) for path in also)
+    assert EXHIBITS["shared_heads"].elsewhere == "apple/axlearn#842, ekzhang/jax-js#180"
+    assert EXHIBITS["dropout"].elsewhere == ""
 
 
 def test_there_are_enough_and_none_twice():
