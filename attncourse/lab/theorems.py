@@ -4,6 +4,8 @@
 """
 
 import argparse
+import difflib
+import inspect
 import math
 import platform
 from dataclasses import asdict, dataclass
@@ -21,7 +23,10 @@ PATH = Path(__file__).parent.parent / "data" / "map.json"
 
 @dataclass(frozen=True)
 class Node:
-    """A mechanism on the map. date: the month of its first description; chapter and module: where the course has it."""
+    """A mechanism on the map. chapter and module: where the course has it.
+
+    date: the month of its source's first version, or of earlier code, as the timeline has it.
+    """
 
     id: str
     family: str
@@ -130,18 +135,34 @@ def run(path: Path = PATH) -> dict:
 
 
 def check(name: str, **changed: object) -> None:
-    """Try one theorem, or see what its outputs make of other sizes: `check("gqa-every-head", G=1)`."""
+    """Try one theorem, or see what its outputs make of other sizes: `check("gqa-every-head", G=1)`.
+
+    Raises ValueError for a theorem or a size that is not there.
+    """
     known = {theorem.id: theorem for theorem in THEOREMS}
     if name not in known:
-        raise ValueError(f"{name!r} is no theorem; there are {', '.join(known)}")
+        near = [one for one in known if name in one] or difflib.get_close_matches(name, known) or known
+        raise ValueError(f"{name!r} is no theorem; there is {', '.join(near)}")
     theorem = known[name]
+    is_limit = isinstance(theorem, Limit)
     if changed:
-        words = ", ".join(f"{key} = {value}" for key, value in changed.items())
-        print(f"{name} with {words}: the sides differ by {theorem.difference(**changed):.2g}")
+        sizes = inspect.signature(theorem.sides).parameters
+        if unknown := [size for size in changed if size not in sizes]:
+            raise ValueError(f"{name} has no {' or '.join(unknown)}; it has {', '.join(sizes)}")
+        told = "the relative error is" if is_limit else "the sides differ by"
+        print(f"{name} with {_listed(changed)}: {told} {theorem.difference(**changed):.2g}")
         return
     measured = measure(theorem)
-    print(f"{theorem.statement} ({theorem.condition}) {'It holds.' if measured['holds'] else 'IT DOES NOT HOLD.'}")
+    print(f"{theorem.condition}: {theorem.statement} {'It holds.' if measured['holds'] else 'IT DOES NOT HOLD.'}")
     print(_numbers(measured))
+    print(f"Why: {theorem.why}")
+    first = ({theorem.quantity: theorem.points[-1]} if is_limit else {}) | theorem.sizes[0]
+    print(f'Change something yourself, as in check("{name}", {_listed(theorem.broken)}).', end=" ")
+    print(f"The first sizes: {_listed(first)}")
+
+
+def _listed(sizes: dict) -> str:
+    return ", ".join(f"{size}={value}" for size, value in sizes.items())
 
 
 def _numbers(found: dict) -> str:
@@ -150,7 +171,7 @@ def _numbers(found: dict) -> str:
         return found["error"]
     if "points" in found:
         quantity, first, last = found["quantity"], found["points"][0], found["points"][-1]
-        told = f"error {first['error']} at {quantity} = {first[quantity]}, {last['error']} at {last[quantity]}"
+        told = f"relative error {first['error']} at {quantity} = {first[quantity]}, {last['error']} at {last[quantity]}"
         told += f", slope {found['slope']}"
     else:
         told = "; ".join(

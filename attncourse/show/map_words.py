@@ -47,7 +47,8 @@ def numbers(theorem: Mapping[str, Any]) -> str:
     if theorem["kind"] == "limit":
         ((quantity, _), *_) = theorem["points"][0].items()
         points = ", ".join(f"{point['error']:.2g} at {quantity} = {point[quantity]:,}" for point in theorem["points"])
-        return f"Error: {points}; it falls as {quantity} to the power {theorem['slope']:.2g}.".replace("-", "−")
+        told = f"Relative error: {points}; it falls as {quantity} to the power {theorem['slope']:.2g}."
+        return told.replace("-", "−")
     parts = [
         " and ".join(f"{what} by {power(value)}" for what, value in found.items()) + f" in {dtype}"
         for dtype, found in theorem["differences"].items()

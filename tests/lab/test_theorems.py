@@ -2,20 +2,27 @@
 
 import copy
 import dataclasses
+import inspect
 import json
 import math
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 
-from attncourse import sliding_window
+from attncourse.bahdanau import additive_scores
+from attncourse.gqa import grouped_query_attention
 from attncourse.lab import theorems
-from attncourse.lab.proofs import shared_heads
+from attncourse.lab.proofs import execution, shared_heads
 from attncourse.lab.proofs.caches import quantized_finer
 from attncourse.lab.proofs.common import LEAST, TOLERANCE, Limit, Sides, drawn, equality, given, limit
+from attncourse.mla import MultiHeadLatentAttention
+from attncourse.multi_head import MultiHeadAttention
+from attncourse.patterns import Strided
 from attncourse.quantized_cache import QuantizedKVCache
+from attncourse.sliding_window import near_blocks
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = json.loads(theorems.PATH.read_text(encoding="utf-8"))
@@ -248,13 +255,60 @@ def test_a_theorem_that_fails_is_recorded_and_stops_nothing(monkeypatch, tmp_pat
         theorems._numbers(record)  # what the command prints
 
 
-def test_a_broken_mechanism_breaks_its_theorem(monkeypatch):
-    right = sliding_window.near_blocks
-    monkeypatch.setattr(
-        sliding_window, "near_blocks", lambda *sizes, window, **options: right(*sizes, window=window - 1, **options)
-    )
-    of_window = [theorem for theorem in theorems.THEOREMS if theorem.id in ("window-sees-all", "sparse-window")]
-    assert [theorems.measure(theorem)["holds"] for theorem in of_window] == [False, False]
+MUTANTS = {  # what is wrong: the function, what stands in it, what it becomes, and whose theorems must tell
+    "a window of W - 1": (
+        near_blocks,
+        "distance < window",
+        "distance < window - 1",
+        "window-sees-all",
+        "sparse-window",
+    ),
+    "a window of W + 1": (near_blocks, "distance < window", "distance <= window", "window-reach", "sparse-window"),
+    "no tanh": (additive_scores, "torch.tanh", "", "concat-is-additive"),
+    "many rows ABAB": (
+        grouped_query_attention,
+        "x.flatten(0, 1)[:, None].expand(-1, n_shared, -1, -1)",
+        "x.repeat(1, n_shared, 1, 1).unflatten(1, (G, n_shared)).flatten(0, 1)",
+        "gqa-is-tied",
+    ),
+    "few rows ABAB": (
+        grouped_query_attention,
+        "query.reshape(B, G, n_shared * T, D)",
+        "query.unflatten(1, (n_shared, G)).transpose(1, 2).reshape(B, G, n_shared * T, D)",
+        "gqa-is-a-sum",
+    ),
+    "padding, so not causal": (grouped_query_attention, "else pattern & mask", "else mask", "gqa-one-head"),
+    "each call counts from 0": (
+        MultiHeadAttention.forward,
+        "torch.arange(past, past + T",
+        "torch.arange(0, T",
+        "cache-of-turned-keys",
+    ),
+    "each call of MLA counts from 0": (
+        MultiHeadLatentAttention.forward,
+        "torch.arange(past, past + T",
+        "torch.arange(0, T",
+        "mla-in-calls",
+    ),
+    "every second key of a stride": (
+        Strided.tiles,
+        "torch.arange(0, end, self.stride)",
+        "torch.arange(0, end, 2 * self.stride)",
+        "sparse-stride-parts",
+    ),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_broken_mechanism_breaks_its_theorem(monkeypatch, mutant):
+    function, was, becomes, *names = MUTANTS[mutant]
+    text, found = textwrap.dedent(inspect.getsource(function)), {}
+    assert text.count(was) == 1
+    exec(text.replace(was, becomes), function.__globals__, found)
+    monkeypatch.setattr(function, "__code__", found[function.__name__].__code__)  # wherever it was imported
+    known = {theorem.id: theorem for theorem in theorems.THEOREMS}
+    records = [theorems.measure(known[name]) for name in names]
+    assert not any(record["holds"] or "error" in record for record in records)
 
 
 def test_measuring_leaves_no_trace():
@@ -270,17 +324,48 @@ def test_measuring_leaves_no_trace():
 def test_a_learner_tries_a_theorem(capsys):
     theorems.check("gqa-every-head")
     told = capsys.readouterr().out.splitlines()
-    assert told[0].endswith("is multi-head attention. (G = H) It holds.")
-    assert (
-        told[1].startswith("float32: outputs differ by less than 1e-0") and "otherwise (G = 2 of H = 4): 0." in told[1]
+    assert told[0].startswith("G = H: Grouped-query") and told[0].endswith("is multi-head attention. It holds.")
+    assert told[1].startswith("float32: outputs differ by less than 1e-0")
+    assert "otherwise (G = 2 of H = 4): 0." in told[1]
+    assert told[2].startswith("Why: Query head h reads")
+    assert told[3] == (
+        'Change something yourself, as in check("gqa-every-head", G=2). The first sizes: B=2, T=7, H=4, G=4, D=6'
     )
     theorems.check("gqa-every-head", G=1)
     told = capsys.readouterr().out
-    assert told.startswith("gqa-every-head with G = 1: the sides differ by ") and float(told.split()[-1]) > 0.1
+    assert told.startswith("gqa-every-head with G=1: the sides differ by ") and float(told.split()[-1]) > 0.1
     theorems.check("quantized-finer")
-    assert "error 0.1" in capsys.readouterr().out.splitlines()[1]
-    with pytest.raises(ValueError, match=r"'gqa' is no theorem; there are concat-is-additive"):
-        theorems.check("gqa")
+    told = capsys.readouterr().out.splitlines()
+    assert told[1].startswith("relative error 0.1") and "The first sizes: steps=255, B=2" in told[3]
+    theorems.check("quantized-finer", steps=7)
+    assert capsys.readouterr().out.startswith("quantized-finer with steps=7: the relative error is 0.1")
+
+
+def test_what_a_learner_is_told_to_change_breaks_the_theorem(capsys):
+    for theorem in theorems.THEOREMS:
+        theorems.check(theorem.id, **theorem.broken)
+        assert float(capsys.readouterr().out.split()[-1]) >= LEAST, theorem.id
+
+
+@pytest.mark.parametrize("tile", [1, 6, 11, 20])
+def test_parts_may_be_any_number(tile):
+    assert execution.merged_in_any_order.difference(tile=tile) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize(
+    "name, changed, message",
+    [
+        ("mla-is", {}, "'mla-is' is no theorem; there is mla-is-mqa, mla-is-gqa$"),
+        ("quantised-finer", {}, "there is quantized-finer, "),
+        ("xyz", {}, "there is concat-is-additive, .*, paged-is-online$"),
+        ("gqa-every-head", {"S": 3}, "gqa-every-head has no S; it has B, T, H, G, D, padded$"),
+        ("gqa-every-head", {"S": 3, "G": 1, "R": 2}, "gqa-every-head has no S or R; it has"),
+        ("quantized-finer", {"steps": 10}, "steps=10, but a code of n bits has 2"),
+    ],
+)
+def test_what_is_not_there_is_told(name, changed, message):
+    with pytest.raises(ValueError, match=message):
+        theorems.check(name, **changed)
 
 
 def test_the_command_writes_the_file_and_tells(monkeypatch, tmp_path, capsys):
@@ -314,5 +399,5 @@ def test_the_limit_of_quantized_caches_is_that_of_the_cache(bits):
 
 
 def test_from_four_bits_to_eight_the_error_falls_by_about_17():
-    errors = {point["levels"]: point["error"] for point in BY_ID["quantized-finer"]["points"]}
+    errors = {point["steps"]: point["error"] for point in BY_ID["quantized-finer"]["points"]}
     assert 15 <= errors[15] / errors[255] <= 19

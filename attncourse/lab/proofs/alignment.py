@@ -3,6 +3,7 @@
 import torch
 from torch.func import functional_call
 
+from attncourse.attention import masked_softmax
 from attncourse.bahdanau import AdditiveAttention
 from attncourse.cross_attention import CrossAttention
 from attncourse.lab.proofs.common import Sides, copied, equality, given, left_padding, limit, paired
@@ -25,20 +26,23 @@ from attncourse.sliding_window import SlidingWindowAttention
     otherwise="the halves exchanged",
 )
 def concat_is_additive(B, T, S, query_dim, key_dim, A, padded=False, exchanged=False):
-    """A matrix times a concatenation is a sum: W [q; k] = W_q q + W_k k, with the columns of W in two parts."""
+    """A matrix times a concatenation is a sum: W [q; k] = W_q q + W_k k, with the columns of W in two parts. Both
+    ways of writing Luong's score are compared with Bahdanau's."""
     concat = LuongAttention(query_dim, key_dim, "concat", hidden_dim=A)
     additive = AdditiveAttention(query_dim, key_dim, A)
     query, keys, mask = given(B, T, query_dim), given(B, S, key_dim), left_padding(B, S)[:, 0] if padded else None
     halves = concat.concat_proj.weight.split([query_dim, key_dim], 1)
     for_query, for_keys = reversed(halves) if exchanged else halves
     weights = {"query_proj.weight": for_query, "key_proj.weight": for_keys, "v": concat.v}
-    left = concat(query, keys, mask=mask)[0]
-    right = functional_call(additive, weights, (query, keys), {"mask": mask})[0]
+    pairs = query[:, :, None].expand(-1, -1, S, -1), keys[:, None].expand(-1, T, -1, -1)
+    scores = concat.concat_proj(torch.cat(pairs, -1)).tanh() @ concat.v  # (B, T, S): joined, as Luong writes it
+    left = torch.stack([masked_softmax(scores, mask) @ keys, concat(query, keys, mask=mask)[0]])
+    right = functional_call(additive, weights, (query, keys), {"mask": mask})[0].expand_as(left)
     return Sides(left, right, [query, keys], paired(concat, concat))
 
 
 @equality(
-    "03_self_attention",
+    "04_cross_attention",
     "luong",
     "cross_attention",
     condition="W = WqᵀWk / √D",
@@ -52,7 +56,8 @@ def concat_is_additive(B, T, S, query_dim, key_dim, A, padded=False, exchanged=F
     otherwise="not divided by √D",
 )
 def general_is_one_head(B, T, S, d_model, d_context, D, padded=False, scaled=True):
-    """(Wq x)·(Wk c) / √D = xᵀ (WqᵀWk / √D) c. The values and the output are projected on both sides."""
+    """(Wq x)·(Wk c) / √D = xᵀ (WqᵀWk / √D) c. The values and the output are projected on both sides.
+    Such a W has rank D at most; general's own W may have any."""
     cross, general = CrossAttention(d_model, d_context, D), LuongAttention(d_model, d_context, "general")
     x, context, mask = given(B, T, d_model), given(B, S, d_context), left_padding(B, S)[:, 0] if padded else None
     product = cross.q_proj.weight.T @ cross.k_proj.weight * (D**-0.5 if scaled else 1.0)  # (d_model, d_context)
@@ -65,8 +70,8 @@ def general_is_one_head(B, T, S, d_model, d_context, D, padded=False, scaled=Tru
     "02_luong",
     "local",
     "luong",
-    condition="W ≥ T and S",
-    says="Luong's local attention, with a window over the whole source, is his global attention.",
+    condition="monotonic, W ≥ T, S",
+    says="Luong's monotonic local attention, with a window over the whole source, is his global attention.",
     sizes=[
         dict(B=2, T=3, S=7, query_dim=6, key_dim=8, W=7),
         dict(B=3, T=1, S=8, query_dim=4, key_dim=5, W=8),
@@ -97,7 +102,8 @@ def local_sees_all(B, T, S, query_dim, key_dim, W, padded=False):
     otherwise="W = 4",
 )
 def predictive_sees_all(B, T, S, query_dim, key_dim, W):
-    """A Gaussian of σ = (W - 1) / 2 is 1 - d² / 2σ² near its middle, so what it takes off a weight falls as 1/W²."""
+    """Once W > S the window cuts nothing off, and only the Gaussian is left. One of σ = (W - 1) / 2 is 1 - d² / 2σ²
+    near its middle, so what it takes off a weight falls as 1/W²."""
     local = LocalAttention(query_dim, key_dim, window=W, alignment="predictive")
     everywhere = copied(LuongAttention(query_dim, key_dim, "general"), local)
     query, keys = torch.randn(B, T, query_dim), torch.randn(B, S, key_dim)
@@ -133,7 +139,8 @@ def local_is_a_window(B, T, D, W, more=0):
     "hard",
     "luong",
     condition="in expectation",
-    says="Hard attention, averaged over all its choices with their probabilities, is soft attention, gradients too.",
+    says="Hard attention, averaged over all its choices with their probabilities, is soft attention; its "
+    "gradients too, where the cost is linear in the context.",
     sizes=[
         dict(B=2, T=3, S=7, query_dim=6, key_dim=8),
         dict(B=3, T=1, S=5, query_dim=4, key_dim=9),
@@ -144,7 +151,8 @@ def local_is_a_window(B, T, D, W, more=0):
 )
 def hard_in_expectation(B, T, S, query_dim, key_dim, padded=False, likeliest=False):
     """A choice s gives value s with probability p_s, and Σ p_s value_s is the soft average. The score-function
-    estimator, averaged in the same way, is the gradient of that average."""
+    estimator, averaged in the same way, is the gradient of that average. For another cost the estimator gives the
+    gradient of the expected cost, which is not the cost of the average."""
     soft = LuongAttention(query_dim, key_dim, "general")
     query, keys, mask = given(B, T, query_dim), given(B, S, key_dim), left_padding(B, S)[:, 0] if padded else None
     right, weights = soft(query, keys, mask=mask)  # (B, T, key_dim), (B, T, S)

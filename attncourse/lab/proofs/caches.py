@@ -4,6 +4,7 @@ import torch
 
 from attncourse.attention import scaled_dot_product_attention
 from attncourse.causal import CausalSelfAttention, causal_attention
+from attncourse.cross_attention import CrossAttention
 from attncourse.gqa import GroupedQueryAttention
 from attncourse.lab.proofs.common import Sides, copied, equality, in_calls, limit
 from attncourse.multi_head import MultiHeadAttention, merge_heads, split_heads
@@ -59,7 +60,28 @@ def cache_of_turned_keys(B, T, H, D, size, restarts=False):
         positions = torch.arange(part.shape[1]) + (0 if restarts else cache.length)
         query, key = (apply_rotary(each, positions, layer.rotary) for each in (query, key))
         outputs.append(layer.o_proj(merge_heads(causal_attention(query, *cache.append(key, value)))))
-    return Sides(torch.cat(outputs, 1), layer(x))
+    left = torch.stack([torch.cat(outputs, 1), in_calls(layer, x, layer.new_cache(B, T), size)])
+    return Sides(left, layer(x).expand_as(left))
+
+
+@equality(
+    "11_kv_cache",
+    "kv_cache",
+    "cross_attention",
+    condition="one new token",
+    says="A decoding step is cross-attention: the new token asks, and all tokens so far are the context.",
+    sizes=[dict(B=2, T=11, D=6), dict(B=3, T=1, D=5), dict(B=4, T=17, D=7)],
+    broken=dict(new=2),
+    otherwise="two new tokens",
+)
+def step_is_crossing(B, T, D, new=1):
+    """The newest token may see every token, so nothing is left for the causal mask to hide."""
+    layer, cross = CausalSelfAttention(D), CrossAttention(D, D)
+    copied(cross, layer)
+    x, cache = torch.randn(B, T, D), layer.new_cache(B, T)
+    if x.shape[1] > new:
+        layer(x[:, :-new], cache=cache)
+    return Sides(layer(x[:, -new:], cache=cache), cross(x[:, -new:], x))
 
 
 @equality(
@@ -132,20 +154,23 @@ def quantized_in_one_call(B, T, H, D, bits, size):
     "11_kv_cache",
     "quantized_cache",
     "kv_cache",
-    condition="more levels",
-    says="The error of a quantized cache falls with the number of levels: from 4 bits to 8, by 255 / 15 = 17.",
+    condition="more steps",
+    says="The error of a quantized cache falls as one over the number of steps, 2^bits − 1: from 4 bits to 8, by "
+    "255 / 15 = 17.",
     sizes=dict(B=2, T=32, H=3, D=8),
-    points={"levels": [7, 15, 31, 63, 127, 255]},
+    points={"steps": [7, 15, 31, 63, 127, 255]},
     slopes=(-1.1, -0.9),
     broken=dict(offset=False),
     otherwise="read without the offset",
 )
-def quantized_finer(levels, B, T, H, D, offset=True):
-    """A number is at most half a step off, a step is the range over the levels, and small errors of keys and values
+def quantized_finer(steps, B, T, H, D, offset=True):
+    """A number is at most half a step off, a step is the range over their number, and small errors of keys and values
     reach the output in proportion."""
+    if steps + 1 != 2 ** steps.bit_length():
+        raise ValueError(f"steps={steps}, but a code of n bits has 2^n - 1: 1, 3, 7, …, 255")
     query, key, value = torch.randn(3, B, H, T, D)
     # As `QuantizedKVCache` has it: keys by channel, over a group of tokens; values by token.
-    stored = (quantize(x, levels.bit_length(), dim) for x, dim in ((key, 2), (value, 3)))
+    stored = (quantize(x, steps.bit_length(), dim) for x, dim in ((key, 2), (value, 3)))
     read = (dequantize(codes, scale, zero if offset else torch.zeros_like(zero)) for codes, scale, zero in stored)
     return Sides(scaled_dot_product_attention(query, *read), scaled_dot_product_attention(query, key, value))
 

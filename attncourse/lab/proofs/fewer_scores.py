@@ -54,6 +54,32 @@ def window_sees_all(B, T, H, D, W, causal=True, padded=False):
 
 
 @equality(
+    "08_sliding_window",
+    "sliding_window",
+    "sliding_window",
+    condition="L·(W - 1) + 1 tokens",
+    says="L layers of windows read no further back than L · (W - 1) tokens: with those alone before it, the last token "
+    "gets the same.",
+    sizes=[
+        dict(B=2, T=11, H=3, D=4, W=3, L=2),
+        dict(B=3, T=9, H=2, D=6, W=1, L=2),
+        dict(B=1, T=40, H=2, D=8, W=9, L=4),
+    ],
+    broken=dict(less=1),
+    otherwise="one token less",
+)
+def window_reach(B, T, H, D, W, L, less=0):
+    """Each layer reaches W - 1 tokens back from what the layer above it reads. RoPE counts distances alone, so the
+    part may begin at position 0."""
+    layers = [SlidingWindowAttention(H * D, H, window=W, rotary=RotaryEmbedding(D)) for _ in range(L)]
+    x, weights = given(B, T, H * D), [(weight, weight) for layer in layers for weight in layer.parameters()]
+    whole, part = x, x[:, max(T - L * (W - 1) - 1 + less, 0) :]
+    for layer in layers:
+        whole, part = layer(whole), layer(part)
+    return Sides(part[:, -1], whole[:, -1], [x], weights)
+
+
+@equality(
     "09_sparse",
     "sparse",
     "sliding_window",
@@ -101,8 +127,34 @@ def sparse_stride_one(B, T, D, stride, padded=False):
 @equality(
     "09_sparse",
     "sparse",
+    "causal",
+    condition="stride s, in s parts",
+    says="Strided attention is causal attention inside each of s sequences, tokens r, r + s, r + 2s, …, "
+    "which never meet.",
+    sizes=[
+        dict(B=2, T=23, D=6, stride=4),
+        dict(B=3, T=3, D=5, stride=7),
+        dict(B=4, T=12, D=7, stride=3),
+    ],
+    broken=dict(offset=1),
+    otherwise="in s + 1 parts",
+)
+def sparse_stride_parts(B, T, D, stride, offset=0):
+    """Two tokens are a multiple of s apart exactly where their positions leave the same remainder."""
+    sparse, causal = SparseAttention(D, 1, pattern=Strided(stride)), CausalSelfAttention(D)
+    copied(causal, sparse)
+    x, step = given(B, T, D), stride + offset
+    right = torch.zeros_like(x)
+    for r in range(min(step, T)):
+        right = right.index_copy(1, torch.arange(r, T, step), causal(x[:, r::step]))
+    return Sides(sparse(x), right, [x], paired(sparse, causal))
+
+
+@equality(
+    "09_sparse",
+    "sparse",
     "multi_head",
-    condition="a block of T",
+    condition="block ≥ T",
     says="The fixed pattern with one block for the whole sequence is causal multi-head attention.",
     sizes=[
         dict(B=2, T=23, H=3, D=4, block=23),

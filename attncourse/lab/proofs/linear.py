@@ -30,7 +30,8 @@ from attncourse.performer import PerformerAttention, favor_features
     otherwise="the state lost between calls",
 )
 def linear_recurrent(B, T, H, M, Dv, calls, handed_on=True):
-    """φ(q)·φ(k_j) v_j summed over j is φ(q) times the sum of φ(k_j) v_jᵀ, and that sum grows by one term a token."""
+    """φ(q)·φ(k_j) v_j summed over j is φ(q) times the sum of φ(k_j) v_jᵀ, and that sum grows by one term a token. So
+    does the divisor's, the sum of φ(k_j)."""
     query, key, value = given(B, H, T, M), given(B, H, T, M), given(B, H, T, Dv)
     features, state, outputs = (elu_features(query), elu_features(key), value), None, []
     for part in zip(*(x.split(-(-T // calls), 2) for x in features), strict=True):
@@ -70,8 +71,8 @@ def linear_chunked(B, T, H, M, Dv, chunk, handed_on=True):
     "10_linear",
     "linear",
     "linear",
-    condition="brackets moved",
-    says="Without causality, linear attention needs no T×T products: (QKᵀ)V is Q(KᵀV).",
+    condition="not causal",
+    says="Without causality, linear attention needs no T×T products: (φ(Q) φ(K)ᵀ) V is φ(Q) (φ(K)ᵀ V).",
     sizes=[
         dict(B=2, T=11, H=3, M=8, Dv=5),
         dict(B=3, T=1, H=2, M=4, Dv=6),
@@ -81,7 +82,8 @@ def linear_chunked(B, T, H, M, Dv, chunk, handed_on=True):
     otherwise="causal on one side",
 )
 def linear_brackets(B, T, H, M, Dv, causal=False):
-    """Products of matrices may be bracketed in any way. A softmax, or a causal mask, between two of them forbids it."""
+    """Products of matrices may be bracketed in any way. A softmax, or a causal mask, between two of them forbids it.
+    The divisor moves likewise: the sum of φ(q)·φ(k_j) is φ(q) times the sum of φ(k_j)."""
     query, key, value = given(B, H, T, M), given(B, H, T, M), given(B, H, T, Dv)
     features = elu_features(query), elu_features(key), value
     left = linear_attention(*features, causal=False)
@@ -129,8 +131,9 @@ def performer_is_linear(B, T, H, D, m, causal=True, padded=False, other_seed=0):
     otherwise="elu(x) + 1 instead",
 )
 def performer_is_softmax(m, B, T, H, D, scale, random=True):
-    """Each feature estimates exp(q·k / √D) without bias, and a mean of m estimates errs as 1/√m. The tokens here
-    are of size 1/2: with larger scores few draws dominate the mean, and it takes more of them until this rate shows."""
+    """Each feature estimates exp(q·k / √D) without bias; a mean of m estimates errs as 1/√m, and so does the
+    quotient of two such sums. The numbers of a token have a standard deviation of 1/2 here: with larger scores few
+    draws dominate the mean, and it takes more of them until this rate shows."""
     seed = int(torch.randint(10**6, ()))
     performer = PerformerAttention(H * D, H, n_features=m, seed=seed) if random else LinearAttention(H * D, H)
     softmax = copied(MultiHeadAttention(H * D, H, causal=True), performer)

@@ -3,12 +3,14 @@
 import torch
 from torch.func import functional_call
 
+from attncourse.attention import masked_softmax
 from attncourse.gqa import GroupedQueryAttention, group_heads, grouped_query_attention
 from attncourse.lab.proofs.common import Sides, equality, given, left_padding, paired
-from attncourse.mla import absorbed_attention, expanded_attention
+from attncourse.masks import causal_mask
+from attncourse.mla import MultiHeadLatentAttention, absorbed_attention, expanded_attention
 from attncourse.mqa import MultiQueryAttention
 from attncourse.multi_head import MultiHeadAttention, merge_heads, split_heads
-from attncourse.positions import RotaryEmbedding
+from attncourse.positions import RotaryEmbedding, apply_rotary
 
 
 @equality(
@@ -44,6 +46,7 @@ def gqa_every_head(B, T, H, G, D, padded=False):
         dict(B=2, T=7, H=6, G=3, D=4),
         dict(B=3, T=1, H=4, G=2, D=5),
         dict(B=4, T=9, H=6, G=2, D=3, padded=True),
+        dict(B=2, T=33, H=6, G=3, D=4, padded=True),
     ],
     broken=dict(neighbours=False),
     otherwise="repeated ABAB",
@@ -75,13 +78,47 @@ def gqa_is_tied(B, T, H, G, D, padded=False, neighbours=True):
     otherwise="G = 2",
 )
 def gqa_one_head(B, T, H, G, D, padded=False):
-    """Every query head reads head h // (H/1) = 0."""
+    """Every query head reads head h // (H/1) = 0. The right side is Shazeer's formula, whose keys and values have no
+    axis of heads."""
     rotary = RotaryEmbedding(D)
     grouped, one = GroupedQueryAttention(H * D, H, G, rotary=rotary), MultiQueryAttention(H * D, H, rotary=rotary)
     state = grouped.state_dict()
     one.load_state_dict(state | {name: state[name][:D] for name in ("k_proj.weight", "v_proj.weight")})  # head 0
     x, mask = given(B, T, H * D), left_padding(B, T) if padded else None
-    return Sides(grouped(x, mask=mask), one(x, mask=mask), [x], paired(grouped, one))
+    query, key = (apply_rotary(y, torch.arange(T), rotary) for y in (split_heads(one.q_proj(x), H), one.k_proj(x)))
+    scores = torch.einsum("bhtd,bsd->bhts", query, key) * D**-0.5  # the one head of keys has no axis of heads
+    weights = masked_softmax(scores, causal_mask(T) if mask is None else causal_mask(T) & mask)
+    right = one.o_proj(merge_heads(torch.einsum("bhts,bsd->bhtd", weights, one.v_proj(x))))
+    return Sides(grouped(x, mask=mask), right, [x], paired(grouped, one))
+
+
+@equality(
+    "13_gqa",
+    "gqa",
+    "mqa",
+    condition="sum over G",
+    says="Grouped-query attention is the sum of G multi-query layers, each with its own H/G query heads.",
+    sizes=[
+        dict(B=2, T=7, H=6, G=3, D=4),
+        dict(B=3, T=1, H=4, G=2, D=5),
+        dict(B=4, T=9, H=6, G=2, D=3, padded=True),
+    ],
+    broken=dict(in_order=False),
+    otherwise="their keys in another order",
+)
+def gqa_is_a_sum(B, T, H, G, D, padded=False, in_order=True):
+    """Heads that share keys and values are a multi-query layer, and W_o times the joined heads is a sum over the
+    groups, each times its own columns of W_o."""
+    grouped, one = GroupedQueryAttention(H * D, H, G), MultiQueryAttention(H * D, H // G)
+    x, mask = given(B, T, H * D), left_padding(B, T) if padded else None
+    heads = {"q_proj": H // G * D, "k_proj": D, "v_proj": D}  # how many rows a group has
+    of = {name: getattr(grouped, name).weight.split(rows) for name, rows in heads.items()}
+    of["o_proj"] = grouped.o_proj.weight.split(H // G * D, 1)
+    if not in_order:
+        of["k_proj"] = of["k_proj"][::-1]
+    parts = [{f"{name}.weight": weights[g] for name, weights in of.items()} for g in range(G)]
+    right = sum(functional_call(one, part, x, {"mask": mask}) for part in parts)
+    return Sides(grouped(x, mask=mask), right, [x], paired(grouped, grouped))
 
 
 @equality(
@@ -155,7 +192,8 @@ def mla_absorbed(B, T, H, C, N, R, V, padded=False, own=True):
 )
 def mla_is_mqa(B, T, H, C, N, R, V, padded=False, own_scale=True):
     """With the up-projection moved to the query, what is left to read is the same for every head. Scores are still
-    divided by √(N + R), the width of the keys that were never made."""
+    divided by √(N + R), the width of the keys that were never made. Each head then projects its average up by its own
+    matrix."""
     parts, mask = latent_parts(B, T, H, C, N, R, V), left_padding(B, T) if padded else None
     query, entries, up_key, up_value = parts
     left = expanded_attention(*parts, mask, scale=(N + R) ** -0.5)
@@ -165,6 +203,31 @@ def mla_is_mqa(B, T, H, C, N, R, V, padded=False, own_scale=True):
     average = grouped_query_attention(query, entries, entries[..., :C], mask, scale=scale)  # (B, H, T, C), with G = 1
     right = torch.einsum("bhtc,hvc->bhtv", average, up_value)
     return Sides(left, right, parts[:2], [(weight, weight) for weight in parts[2:]])
+
+
+@equality(
+    "14_mla",
+    "mla",
+    "kv_cache",
+    condition="any calls",
+    says="MLA reads its cache of latents absorbed, call after call, and gives what one pass that expands all keys "
+    "gives.",
+    sizes=[
+        dict(B=2, T=11, H=3, C=9, N=4, R=2, V=6, size=1),
+        dict(B=3, T=1, H=2, C=7, N=5, R=4, V=3, size=2),
+        dict(B=4, T=13, H=5, C=8, N=6, R=6, V=4, size=3),
+    ],
+    broken=dict(kept=False),
+    otherwise="an empty cache for each call",
+)
+def mla_in_calls(B, T, H, C, N, R, V, size, kept=True):
+    """A token's latent and its rotated key depend on that token and its position alone, so they may be stored; and the
+    up-projections may be moved to the query and the output."""
+    widths = dict(kv_lora_rank=C, qk_nope_head_dim=N, qk_rope_head_dim=R, v_head_dim=V)
+    layer = MultiHeadLatentAttention(H * N, H, **widths)
+    x, cache = torch.randn(B, T, H * N), layer.new_cache(B, T)
+    calls = [layer(part, cache=cache if kept else layer.new_cache(B, T)) for part in x.split(size, 1)]
+    return Sides(torch.cat(calls, 1), layer(x))
 
 
 @equality(
