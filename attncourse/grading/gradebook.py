@@ -7,6 +7,7 @@
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,9 +179,8 @@ def new_gradebook(graded: Sequence[Graded], work: Work, given: Mapping[str, Mark
     rows = [[*CANVAS, guarded(work.title)], [POSSIBLE, "", "", "", "", plain(work.possible)]]
     for item in graded:
         who = item.submission
-        numeric = next((id for id in who.ids if id.isascii() and id.isdigit()), "")
-        login = next((id for id in who.ids if "@" in id), "") or ("" if numeric else who.student)
-        row = [who.name, numeric, "", login, ""]
+        known = {column or "SIS Login ID": value for column, value in who.ids}
+        row = [who.name, *(known.get(column, "") for column in CANVAS[1:])]
         rows.append([*map(guarded, row), _points(given[who.student])])
     return _csv(rows)
 
@@ -228,14 +228,14 @@ def fill_gradebook(path: Path, graded: Sequence[Graded], work: Work, given: Mapp
             row[column] = row[column] or plain(work.possible)
             if _number(row[column]) not in (None, round(work.possible, 2)):
                 note = f"Canvas has {row[column]} points possible; the assignment has {plain(work.possible)}"
+    names = {student: _name(header, people[i]) for student, i in found.items()}
+    missing = [_name(header, row) for i, row in enumerate(people) if i not in points and not _is_test(header, row)]
     for i, row in enumerate(people):
         row[column] = points.get(i, row[column])
         for j, name in enumerate(header):
             if name in (*CANVAS, "LastName", "FirstName") and not row[j].startswith('="'):
                 row[j] = guarded(row[j])
-    missing = [_name(header, row) for i, row in enumerate(people) if i not in points and not _is_test(header, row)]
     unknown = [item.submission.student for item in graded if item.submission.student not in found]
-    names = {student: _name(header, people[i]) for student, i in found.items()}
     begin = "\ufeff" if path.read_bytes().startswith(b"\xef\xbb\xbf") else ""  # with it, spreadsheets read UTF-8
     filled = begin + _csv(rows, _delimiter(text))
     return Filled(filled, names, tuple(missing), tuple(unknown), header[column], new, note)
@@ -267,25 +267,39 @@ def _name(header: Sequence[str], row: Sequence[str]) -> str:
 
 
 def _match(header: Sequence[str], rows: Sequence[Sequence[str]], submissions: Sequence[Submission]) -> dict[str, int]:
-    """The row of each student: by number in Canvas, by login, by address, or by a name that only one has."""
-    by_id: dict[str, set[int]] = {}
+    """The row of each student: by number in Canvas, by login, by address, or else by a name that only one has.
+
+    What two students could be is left for the instructor to decide.
+    """
+    by_id: dict[tuple[str, str], set[int]] = {}
     by_name: dict[str, set[int]] = {}
     for i, row in enumerate(rows):
         for name in ("ID", "SIS User ID", "SIS Login ID", "Integration ID"):
             if name in header and (value := row[header.index(name)].strip().casefold()):
-                by_id.setdefault(value, set()).add(i)
-                by_id.setdefault(value.split("@")[0], set()).add(i)
+                for key in {value, value.split("@")[0]}:
+                    for column in (name, ""):
+                        by_id.setdefault((column, key), set()).add(i)
         last, _, first = _name(header, row).partition(",")
         for name in {f"{last}{first}", f"{first}{last}"}:
             by_name.setdefault(_letters(name), set()).add(i)
     found: dict[str, int] = {}
-    for who in submissions:
-        ids = [id.casefold() for id in (*who.ids, who.student)]
-        rows_of = [by_id.get(id) or by_id.get(id.split("@")[0]) for id in ids] + [by_name.get(_letters(who.name))]
-        certain = [next(iter(some)) for some in rows_of if some and len(some) == 1]
-        if certain and certain[0] not in found.values():
-            found[who.student] = certain[0]
+    for rows_of in (lambda who: _by_id(who, by_id), lambda who: [by_name.get(_letters(who.name), set())]):
+        could = {who.student: rows_of(who) for who in submissions if who.student not in found}
+        certain = {student: next(iter(some)) for student, sets in could.items() for some in sets if len(some) == 1}
+        claims = Counter(certain.values()) + Counter(found.values())
+        found |= {student: i for student, i in certain.items() if claims[i] == 1}
     return found
+
+
+def _by_id(who: Submission, by_id: Mapping[tuple[str, str], set[int]]) -> list[set[int]]:
+    """The rows that what is known of a student leads to."""
+    found = []
+    for column, value in who.ids:
+        value = value.casefold()
+        columns = {"SIS User ID": ("SIS User ID", "SIS Login ID", "Integration ID"), "": ("",)}.get(column, (column,))
+        for key in dict.fromkeys((value, value.split("@")[0])):
+            found += [by_id[name, key] for name in columns if (name, key) in by_id]
+    return found[:1]
 
 
 def _letters(name: str) -> str:

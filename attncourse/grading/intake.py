@@ -55,7 +55,8 @@ class Submission:
     """What one student handed in.
 
     student: unique and stable; name: as it is shown; late: as the system marked it; notebooks: those that count, by
-    name; older: names of those that a later attempt replaces; ids: by which the student may be known elsewhere.
+    name; older: names of those that a later attempt replaces; ids: (column of Canvas's gradebook, value) by which the
+    student is known, the column empty where it may be any.
     """
 
     student: str
@@ -64,7 +65,7 @@ class Submission:
     late: bool
     notebooks: tuple[Notebook, ...]
     older: tuple[str, ...] = ()
-    ids: tuple[str, ...] = ()
+    ids: tuple[tuple[str, str], ...] = ()
     problem: str = ""
 
 
@@ -83,7 +84,7 @@ class _Owned:
 
     owner: str
     name: str
-    ids: tuple[str, ...]
+    ids: tuple[tuple[str, str], ...]
     late: bool
     title: str
     attempt: tuple[int, int]
@@ -222,7 +223,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: list
         )
     try:
         with archive.open(member) as file:
-            data = file.read(min(MAX_BYTES, budget[0]) + 1)
+            data = file.read(max(0, min(MAX_BYTES, budget[0])) + 1)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise NotebookError(f"{name} is damaged in the zip: {printable(str(error))}") from None
     budget[0] -= len(data)
@@ -281,21 +282,20 @@ def _by_name(file: _File) -> Iterator[_Owned]:
     stem, _, kind = parts[-1].rpartition(".")
     if moodle := MOODLE.fullmatch(parts[0]):
         title = "/".join((*parts[1:],)) or moodle["rest"]
-        ids = (moodle["user"],)
-        yield _Owned(f"{moodle['user']}", moodle["name"], ids, False, title, (0, file.order), file)
+        yield _Owned(moodle["user"], moodle["name"], (), False, title, (0, file.order), file)
     elif len(parts) == 1 and (canvas := CANVAS.fullmatch(parts[0])):
         title, n = (canvas["rest"] or "").rpartition(".")[0], 0
         if copy := COPY.fullmatch(title):
             title, n = copy["base"], int(copy["n"])
         user = canvas["user"]
         attempt = (n, int(canvas["file"] or 0))
-        yield _Owned(user, canvas["name"] or user, (user,), bool(canvas["late"]), title, attempt, file)
+        yield _Owned(user, canvas["name"] or user, (("ID", user),), bool(canvas["late"]), title, attempt, file)
     elif len(parts) > 1:
         numbers = [ATTEMPT.fullmatch(part) for part in parts[1:-1]]
         n = next((int(match[1]) for match in reversed(numbers) if match), 0)
-        yield _Owned(parts[0], parts[0], (parts[0],), False, parts[-1], (n, file.order), file)
+        yield _Owned(parts[0], parts[0], (("", parts[0]),), False, parts[-1], (n, file.order), file)
     elif kind.lower() == "ipynb":
-        yield _Owned(stem or parts[0], stem or parts[0], (stem,), False, stem, (0, file.order), file)
+        yield _Owned(stem or parts[0], stem or parts[0], (("", stem),), False, stem, (0, file.order), file)
 
 
 def _gradescope(metadata: dict, depth: int) -> Callable[[_File], Iterator[_Owned]]:
@@ -314,7 +314,7 @@ def _gradescope(metadata: dict, depth: int) -> Callable[[_File], Iterator[_Owned
         for who in submitters or [{}]:
             name, email, sid = (printable(str(who.get(f":{field}") or "")) for field in ("name", "email", "sid"))
             student = sid or email or name or parts[0]
-            ids = tuple(id for id in (sid, email) if id)
+            ids = tuple(id for id in (("SIS User ID", sid), ("SIS Login ID", email)) if id[1])
             order = (n, int(parts[0].split("_")[1]))
             yield _Owned(student, name or student, ids, False, "/".join(parts[1:]), order, file)
 
