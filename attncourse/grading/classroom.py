@@ -33,6 +33,7 @@ from attncourse.grading.key import Assigned, Assignment, Key
 from attncourse.grading.telling import tell
 
 FORM = 1  # of the records
+MAX_ERRORS = 50  # of cells, told of one student
 MAX_WORKERS = 6  # forking processes that one grading process keeps, one for each chapter
 
 
@@ -402,7 +403,7 @@ def _graded(submission: Submission, records: Sequence[dict], work: Work, new: bo
     return Graded(
         submission,
         tuple(found.get(a.id) or blank[a.id] for a in work.exercises),
-        tuple(dict.fromkeys(errors)),
+        tuple(dict.fromkeys(errors))[:MAX_ERRORS],
         tuple(filter(None, (submission.problem, *problems))),
         sum(record.get("seconds", 0.0) for record in records),
         records[0].get("isolation", "") if records else "",
