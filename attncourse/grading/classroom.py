@@ -343,26 +343,29 @@ def grade_class(
 
 
 def _run(jobs: Sequence[Job], pool: Callable[[int], Executor], width: int, arrived: Callable[[dict], None]) -> None:
-    """Have all jobs done. Where a process dies, those it may have died of run again, each alone."""
+    """Have all jobs done. Where a process dies, those it may have died of run again, one at a time."""
     waiting = list(jobs)
     while waiting:
-        suspects, waiting = _run_until_broken(waiting, pool, width, arrived)
-        for job in suspects:
-            if _run_until_broken([job], pool, 1, arrived)[0]:
+        suspects, waiting = _run_until_broken(waiting, pool(width), 2 * width, arrived)
+        while suspects:
+            guilty, suspects = _run_until_broken(suspects, pool(1), 1, arrived)
+            for job in guilty:
                 arrived({"hash": job.hash, "failed": "its grading process was killed, twice: too little memory?"})
 
 
 def _run_until_broken(
-    jobs: Sequence[Job], pool: Callable[[int], Executor], width: int, arrived: Callable[[dict], None]
+    jobs: Sequence[Job], executor: Executor, ahead: int, arrived: Callable[[dict], None]
 ) -> tuple[list[Job], list[Job]]:
-    """Run the jobs; those that were under way when the pool broke, and those not begun: both empty, normally."""
+    """Run the jobs, `ahead` of them submitted at a time.
+
+    Returns those that were under way when a process died, and those not begun: both empty, normally.
+    """
     queue = list(reversed(jobs))
     before = set(multiprocessing.active_children())
-    executor = pool(width)
     running: dict[Future, Job] = {}
     try:
         while queue or running:
-            while queue and len(running) < 2 * width:  # no more, so that few are suspected when a process dies
+            while queue and len(running) < ahead:  # few, since all are suspected when a process dies
                 running[executor.submit(grade_job, queue[-1])] = queue[-1]
                 queue.pop()
             for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -143,7 +143,8 @@ def _questions(work: Work, mark: Mark) -> str:
 
 def _points(e: Mapping, mark: Mark) -> str:
     possible = e["possible"]
-    return f"{plain(mark.exercises[e['id']])} of {plain(possible)} point{'s' if possible != 1 else ''}"
+    said = f"{plain(mark.exercises[e['id']])} of {plain(possible)} point{'s' if possible != 1 else ''}"
+    return said.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _variant(e: Mapping) -> str:
