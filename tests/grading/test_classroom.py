@@ -117,7 +117,12 @@ def test_there_is_one_record_for_each_different_notebook(first, work):
     records = [json.loads(path.read_text("utf-8")) for path in (out / "records").iterdir()]
     assert len(records) == 7  # ann's and hal's are the same; two cannot be read
     for record in records:
-        assert record["isolation"] == "A" and record["hash"] and record["graded_by"] == classroom.fingerprint()
+        assert (
+            not record["slow"]
+            and record["isolation"] == "A"
+            and record["hash"]
+            and record["graded_by"] == classroom.fingerprint()
+        )
     assert {item.isolation for item in graded} == {"A", ""}
 
 
@@ -239,6 +244,28 @@ def test_a_job_that_kills_its_process_is_given_up_and_tried_again_next_time(firs
     assert (ann.points, ann.failed) == (FULL, "") and bob.failed == "MemoryError: no room"
     ann, bob = grade_class(some, work, tmp_path, pool=Inline)
     assert not ann.new and bob.new and (bob.points, bob.failed) == (FULL - 1, "")
+
+
+def test_what_ran_out_of_time_in_a_crowd_is_graded_again_alone(first, work, tmp_path):
+    _, submissions, graded = first
+    asked = []
+
+    class Crowded(Inline):
+        def submit(self, function, job):
+            asked.append(job.cells[-1])
+            future = super().submit(function, job)
+            if job.cells[-1] == "# bob" and asked.count("# bob") == 1:
+                late = [exercise | {"points": 0, "kind": "raised"} for exercise in future.result()["exercises"]]
+                record = future.result() | {"slow": True, "exercises": late}
+                future = Future()
+                future.set_result(record)
+            return future
+
+    found = grade_class(submissions[:3], work, tmp_path, pool=Crowded, workers=2)
+    assert asked.count("# bob") == 2 and asked[-1] == "# bob" and len(asked) == 4
+    assert essence(found) == essence(graded[:3])
+    for item in grade_class(submissions[:3], work, tmp_path, pool=Crowded, workers=2):
+        assert not item.new
 
 
 def test_a_machine_that_cannot_isolate_refuses_and_says_what_helps(first, work, tmp_path, monkeypatch):
