@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from attncourse.checks import Task
     from attncourse.grading.examiner import Exam
 
-ISOLATION = "A: jailed (default); C: not isolated, own work only"
+ISOLATION = (
+    "A: jailed by namespaces; B: as root without namespaces, each notebook as a user of its own; C: not isolated, own "
+    "work only; auto (default): A where the machine has it, else B"
+)
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -24,7 +27,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         description="Run a notebook's answers in a jail, and say of each exercise what `check` would say.",
     )
     check.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="an .ipynb file")
-    check.add_argument("--isolation", choices=("A", "C"), default="A", help=ISOLATION)
+    check.add_argument("--isolation", choices=("auto", "A", "B", "C"), default="auto", help=ISOLATION)
     check.epilog = (
         "Example: attncourse check exercises/13_gqa.ipynb. Exit status: 0 all right, 1 something is not right or not "
         "attempted, or the machine has no jail, 2 wrong usage or a file that is no notebook with exercises."
@@ -43,7 +46,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="where to write the results (default: %(default)s)",
     )
-    grade.add_argument("--isolation", choices=("A", "C"), default="A", help=ISOLATION)
+    grade.add_argument("--isolation", choices=("auto", "A", "B", "C"), default="auto", help=ISOLATION)
     grade.add_argument("--seed", type=int, default=0, help="of the inputs; 0, the default, gives those of `check`")
     grade.epilog = (
         "Example: attncourse grade submissions/*.ipynb --out grades.json. "
