@@ -222,7 +222,7 @@ def test_general_score(candidate):
 FILES = """
 import pathlib
 def test_general_score(candidate):
-    path = pathlib.Path("/tmp/seen")
+    path = pathlib.Path("seen")
     scores = candidate(*given())
     known = path.read_text().split() if path.exists() else []
     new = str(round(float(scores.flatten()[0]), 3)) + str(tuple(scores.shape)).replace(" ", "")
@@ -319,7 +319,7 @@ ENDLESS_ONES = (
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack(name, judged):
     code, points, kind = ATTACKS[name]
-    verdict = judged(code, seconds=1.0 if name in ENDLESS_ONES else 8.0)
+    verdict = judged(code, seconds=1.0 if name in ENDLESS_ONES else 20.0)
     assert (verdict.points, verdict.kind) == (points, kind), verdict.message
 
 
