@@ -139,16 +139,20 @@ class Workers:
         """Fork a child for a submission. A worker that ended, as when memory ran out, is replaced."""
         for _ in range(3):
             self._count += 1
-            user = users.lend(self._folder / "homes", self._count) if self.level == "B" else None
+            try:
+                user = users.lend(self._folder / "homes", self._count) if self.level == "B" else None
+            except OSError as error:
+                raise RuntimeError(f"a user for a submission could not be made: {error}") from None
             child = Child(user, group=self.level == "C")
             try:
                 self._fork(child)
                 self.protection = child.wait_until_ready()
                 return child
-            except OSError:
-                child.stop()
+            except OSError as error:
                 self._end()
+                child.stop()
                 self._launch()
+                reason = str(error)
             except Died as died:
                 child.stop()
                 reason = str(died)

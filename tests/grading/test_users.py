@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -169,6 +170,36 @@ def test_each_submission_is_another_user(graded_bare):
     assert ", [], " in first and "'0o40700'" in first
 
 
+@pytest.mark.parametrize("level", ["A", "B"])
+def test_the_installed_course_is_hidden_and_its_neighbours_are_not(level, exam, monkeypatch):
+    if level == "B":
+        skip_unless_root()
+    folder = Path("/tmp") / f"packages-{os.getpid()}-{time.monotonic_ns()}"
+    for name in ("attncourse", "neighbour"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "solution.py").write_text("found = 'read'")
+    (folder / "alone.py").write_text("")
+    launch = Workers._launch
+
+    def with_packages(self):
+        self._environment["PYTHONPATH"] += f":{folder}"
+        launch(self)
+
+    monkeypatch.setattr(Workers, "_launch", with_packages)
+    code = "import os, alone\nfrom neighbour.solution import found\nfound = [found]\n"
+    for name in ("attncourse/solution.py", "attncourse"):
+        path = folder / name
+        code += (
+            f"try:\n    found.append(os.listdir({str(path)!r}) if {path.is_dir()} else open({str(path)!r}).read())\n"
+            "except OSError:\n    found.append([])\n"
+        )
+    try:
+        with Workers(exam.given, level) as workers:
+            assert probe(lambda cells: examiner.grade(cells, exam, workers), code) == "RuntimeError: ['read', [], []]"
+    finally:
+        shutil.rmtree(folder)
+
+
 # --- users are lent ----------------------------------------------------------------------------------------------
 
 
@@ -254,6 +285,12 @@ def test_a_private_file_that_all_may_read_is_refused(root, exam):
     finally:
         path.unlink()
     assert isolation.closed_to_others(Path("/root") / "any") == Path("/root")
+
+
+def test_packages_in_a_closed_folder_are_refused(root, monkeypatch):
+    monkeypatch.setattr(isolation, "package_folders", lambda: [Path("/root")])
+    said = "at level B every user must be able to read Python's packages, and /root is closed to others"
+    assert isolation.available_to_root() == said
 
 
 # --- as in Gradescope's container -------------------------------------------------------------------------------------
