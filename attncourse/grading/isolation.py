@@ -216,6 +216,8 @@ def build_root(root: Path, readable: Iterable[Path], hidden: Iterable[Path], lim
     for name in ("proc", "tmp", "old"):
         (root / name).mkdir(exist_ok=True)
     (root / "tmp").chmod(0o1777)
+    with contextlib.suppress(OSError):  # a user may mount the new /proc only where an old one is seen
+        _mount("/proc", root / "proc", None, MS_BIND | MS_REC)
     os.chdir(root)
     if _libc.syscall(PIVOT_ROOT[platform.machine()], b".", b"old") != 0:
         raise OSError(ctypes.get_errno(), "pivot_root")
@@ -230,8 +232,11 @@ def become_first(limits: Limits, uid: int, extra: bool = True) -> dict[str, str]
 
     extra: seccomp too, where the machine has it. Returns what protects what.
     """
-    with contextlib.suppress(OSError):  # refused inside some containers; then there is no /proc at all
+    try:
         _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    except OSError:  # refused inside some containers; then there is no /proc at all
+        if os.path.ismount("/proc"):
+            _call("umount2", b"/proc", MNT_DETACH)
     drop_privileges(uid)
     set_limits(limits)
     filtered = extra and filters.refuse_calls()

@@ -11,6 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from attncourse.grading import examiner
+from attncourse.grading.examiner import Times
 from attncourse.grading.notebook import code_cells
 
 ROOT = Path(__file__).parents[2]
@@ -362,6 +364,13 @@ def test_nobody_else_is_killed_and_no_file_is_left(graded):
         other.wait()
     for folder in ("/tmp", "/dev/shm", "/var/tmp", "."):
         assert not list(Path(folder).glob(f"filled-{mark}-*"))
+
+
+def test_many_processes_have_the_memory_of_one(exam, workers):
+    bomb = "import os, time\nfor _ in range(5):\n    os.fork()\nx = b'x' * 150_000_000\ntime.sleep(25)"
+    grade = examiner.grade([bomb, *SOLVED], exam, workers, Times(cell=30.0, exercise=5.0, submission=60.0))
+    assert grade.points == FULL
+    assert grade.cell_errors[0].startswith("skipped: its process ended")
 
 
 def test_what_was_closed_is_recorded(graded, workers):

@@ -109,10 +109,6 @@ BARE = {
     "programs with root's rights": ([SETUID, *SOLVED], FULL),
     "forged reply": ([*NO_CONTEXT, FORGE], FULL - 1),
     "fork bomb": (["import os\nwhile True:\n    os.fork()", *SOLVED], FULL),
-    "memory bomb of many processes": (
-        ["import os, time\nfor _ in range(5):\n    os.fork()\nx = bytearray(10**8)\ntime.sleep(9)", *SOLVED],
-        FULL,
-    ),
 }
 
 
