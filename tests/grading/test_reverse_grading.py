@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from attncourse.checks import exercise, exercises, reverse
-from attncourse.grading.examiner import Exam, Times, grade
+from attncourse.grading.examiner import Exam, Times, Workers, grade
 from attncourse.grading.notebook import code_cells
 from attncourse.grading.results import to_json, to_text
 from tests.checks import matrix
@@ -35,6 +35,13 @@ def chapter():
 @pytest.fixture(scope="module")
 def only():
     return Exam([SPEC], seeds=(0, 1))
+
+
+@pytest.fixture(scope="module")
+def workers(chapter):
+    """At one level: what is tried here is the conversation, which is the same at all."""
+    with Workers(chapter.given) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
