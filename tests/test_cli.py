@@ -172,10 +172,11 @@ def test_without_isolation(tmp_path, capsys):
 
 def test_a_machine_that_cannot_isolate_says_so_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(isolation, "available", lambda: "namespaces are refused")
+    monkeypatch.setattr(isolation, "available_to_root", lambda: "level B needs root")
     code, results = run(SOLVED, out=tmp_path / "out.json")
     assert (code, results) == (1, None)
     said = capsys.readouterr().err
-    assert said.startswith("attncourse grade: this machine cannot isolate a learner's code: namespaces are refused.")
+    assert said.startswith("attncourse grade: this machine cannot isolate a learner's code: namespaces are refused, ")
     assert "--isolation C" in said
 
 
@@ -208,7 +209,7 @@ def test_other_inputs_judge_alike(seed, tmp_path, capsys):
     assert "Results of 1 notebook: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["grade"], ["grade", "x.ipynb", "--isolation", "B"], ["grad", "x.ipynb"]])
+@pytest.mark.parametrize("arguments", [[], ["grade"], ["grade", "x.ipynb", "--isolation", "D"], ["grad", "x.ipynb"]])
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(arguments)
@@ -534,6 +535,7 @@ def test_check_of_what_is_no_notebook(tmp_path, capsys):
 
 def test_check_without_a_jail_says_so(capsys, monkeypatch):
     monkeypatch.setattr(isolation, "available", lambda: "namespaces are refused")
+    monkeypatch.setattr(isolation, "available_to_root", lambda: "level B needs root")
     code, out, error = said_by(capsys, "check", SOLVED)
     assert (code, out) == (1, "") and error.startswith("attncourse check: this machine cannot isolate")
     assert said_by(capsys, "check", SOLVED, "--isolation", "C")[0] == 0

@@ -18,11 +18,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attncourse.checks.script import Call, Construct, Failure, Load, Outcome, Reply, Result, Script
 
 LIBRARY_FOLDERS = (str(Path(__file__).parents[1]), sysconfig.get_paths()["stdlib"])
 LIBRARIES = ("site-packages", "dist-packages", "<frozen")  # parts of file names; dist-packages: Colab's
+
+# What the library runs for a function under another name: the beginnings of those names, without underscores in front.
+KERNELS = {
+    "softmax": ("masked_softmax", "safe_softmax", "sparse_softmax"),
+    "scaled_dot_product_attention": ("scaled_dot_product_", "safe_softmax", "flex_attention"),
+    "multi_head_attention_forward": ("native_multi_head_attention", "transformer_encoder_layer_fwd"),
+    "unfold": ("im2col",),
+}
 
 
 class ForbiddenCall(RuntimeError):
@@ -50,12 +59,10 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, names: Iterable[str], largest: int | None):
         super().__init__()
-        self.names, self.largest = frozenset(names), largest
+        self.forbid, self.largest = _Forbid(names), largest
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        name = getattr(function, "__name__", "")
-        if name in self.names:
-            raise ForbiddenCall(f"`{name}` is what this exercise asks you to write; use more basic operations")
+        self.forbid.look_at(getattr(function, "__name__", ""))
         result = function(*args, **(kwargs or {}))
         if self.largest is not None and isinstance(result, Tensor):
             held = result.untyped_storage().nbytes() // result.element_size()
@@ -65,6 +72,29 @@ class _Watch(TorchFunctionMode):
                     f"for no more than {self.largest:,} here: work on one part after the other"
                 )
         return result
+
+
+class _Forbid(TorchDispatchMode):
+    """Stops an answer at the kernels of these functions: called by a script, say, or with the other mode off."""
+
+    def __init__(self, names: Iterable[str]):
+        super().__init__()
+        self.names = {name.lstrip("_") for name in names}
+        self.kernels = tuple(kernel for name in self.names for kernel in KERNELS.get(name, ()))
+
+    def look_at(self, name: str) -> None:
+        """Raise ForbiddenCall if this is the name of a forbidden function, of one of its overloads or kernels."""
+        bare = name.partition(".")[0].lstrip("_")
+        if bare in self.names or (self.kernels and bare.startswith(self.kernels)):
+            raise ForbiddenCall(f"`{bare}` is what this exercise asks you to write; use more basic operations")
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler for this, which takes a second
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.look_at(function.__name__)
+        return function(*args, **(kwargs or {}))
 
 
 def is_the_courses(answer: Any) -> bool:
@@ -100,8 +130,9 @@ def run(target: Any, script: Script, forbidden: Iterable[str] = (), seconds: flo
     """
     returned: list[_Returned] = []
     # Random numbers are the same in every run, and the learner's own stream is left as it was.
-    watched = bool(forbidden) or script.largest is not None
-    with torch.random.fork_rng(devices=[]), _Watch(forbidden, script.largest) if watched else nullcontext():
+    forbidden = tuple(forbidden)
+    watch = _Watch(forbidden, script.largest) if forbidden or script.largest is not None else nullcontext()
+    with torch.random.fork_rng(devices=[]), watch, watch.forbid if forbidden else nullcontext():
         torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed the learner's CUDA stream, slowly
         try:
             with _at_most(seconds):

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from attncourse.grading.examiner import Exam
     from attncourse.grading.publish import Published
 
-ISOLATION = "A: jailed (default); C: not isolated, own work only"
+ISOLATION = (
+    "A: jailed by namespaces; B: as root without namespaces, each notebook as a user of its own; C: not isolated, own "
+    "work only; auto (default): A where the machine has it, else B"
+)
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -27,7 +30,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         description="Run a notebook's answers in a jail, and say of each exercise what `check` would say.",
     )
     check.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="an .ipynb file")
-    check.add_argument("--isolation", choices=("A", "C"), default="A", help=ISOLATION)
+    check.add_argument("--isolation", choices=("auto", "A", "B", "C"), default="auto", help=ISOLATION)
     check.epilog = (
         "Example: attncourse check exercises/13_gqa.ipynb. Exit status: 0 all right, 1 something is not right or not "
         "attempted, or the machine has no jail, 2 wrong usage or a file that is no notebook with exercises."
@@ -53,7 +56,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         metavar="PATH",
         help="where to write: a file for notebooks (default: grades.json), a folder for a class (default: grades)",
     )
-    grade.add_argument("--isolation", choices=("A", "C"), default="A", help=ISOLATION)
+    grade.add_argument("--isolation", choices=("auto", "A", "B", "C"), default="auto", help=ISOLATION)
     single = grade.add_argument_group("for notebooks")
     single.add_argument("--seed", type=int, help="of the inputs; 0, the default, gives those of `check`")
     several = grade.add_argument_group("for a class")
@@ -195,7 +198,13 @@ def run_class(options: argparse.Namespace) -> int:
             print(_begun(len(submissions), work))
             progress = _Progress(len(submissions), work)
             graded = classroom.grade_class(
-                submissions, work, out, level=options.isolation, workers=options.workers, told=progress.told
+                submissions,
+                work,
+                out,
+                level=options.isolation,
+                private=[options.submissions[0], out, *([options.key] if options.key else [])],
+                workers=options.workers,
+                told=progress.told,
             )
             progress.end()
             published = publish(out, graded, work, given, options.gradebook)

@@ -27,7 +27,7 @@ import attncourse
 from attncourse.checks import exercise
 from attncourse.checks.judge import SEEDS, Verdict
 from attncourse.grading import isolation
-from attncourse.grading.examiner import Exam, Grade, Workers, exercises_in, grade
+from attncourse.grading.examiner import Exam, Grade, Workers, exercises_in, grade, refuse_open
 from attncourse.grading.intake import Notebook, Submission
 from attncourse.grading.key import Assigned, Assignment, Key
 from attncourse.grading.telling import tell
@@ -105,6 +105,7 @@ class Graded:
     isolation: str = ""
     new: bool = False
     failed: str = ""
+    protection: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def points(self) -> int:
@@ -115,7 +116,7 @@ class Graded:
 def fingerprint() -> str:
     """Of the package's version, and of the code that verdicts come from: a mended check grades anew."""
     package = Path(attncourse.__file__).parent
-    judging = ("examiner", "isolation", "notebook", "stub", "telling", "wire", "worker")
+    judging = ("examiner", "filters", "isolation", "notebook", "stub", "telling", "users", "wire", "worker")
     paths = [*package.glob("*.py"), *package.glob("checks/*.py"), *(package / f"grading/{name}.py" for name in judging)]
     digest = hashlib.sha256()
     for path in sorted(paths):
@@ -215,6 +216,8 @@ def _record(job: Job, found: Grade) -> dict:
         "hash": job.hash,
         "graded_by": fingerprint(),
         "isolation": found.isolation,
+        "protection": found.protection,
+        "left_behind": found.left,
         "seconds": round(found.seconds, 3),
         "slow": _is_slow(found),
         "exercises": [exercise | {"variant": variants[exercise["id"]]} for exercise in told],
@@ -306,17 +309,24 @@ def grade_class(
     work: Work,
     out: Path,
     *,
-    level: str = "A",
+    level: str = "auto",
+    private: Iterable[Path] = (),
     workers: int = 1,
     pool: Callable[[int], Executor] = local_pool,
     told: Callable[[Graded], None] = lambda graded: None,
 ) -> list[Graded]:
     """Grade every submission that has no record in `out` yet; all of them, in the order of the submissions.
 
-    pool(n): an executor of n processes that can run `grade_job`; told: called with each student who is done. What was
-    stopped for its time while others ran is graded again at the end, alone, and that counts: so grades do not depend on
-    the number of processes. The caller holds `alone_in(out)`.
+    level, private: as for `examiner.Workers`; pool(n): an executor of n processes that can run `grade_job`; told:
+    called with each student who is done. What was stopped for its time while others ran is graded again at the end,
+    alone, and that counts: so grades do not depend on the number of processes. The caller holds `alone_in(out)`.
     """
+    try:
+        level = isolation.choose(level)
+        if level == "B":
+            refuse_open(private)
+    except RuntimeError as error:
+        raise ClassError(str(error)) from None
     records = Records(out / "records")
     plans = {submission.student: plan(submission, work, level) for submission in submissions}
     by_hash = {job.hash: job for jobs in plans.values() for job in jobs}
@@ -345,12 +355,6 @@ def grade_class(
 
     look()
     todo = [job for hash, job in by_hash.items() if hash not in known]
-    if todo and level == "A" and (reason := isolation.available()):
-        raise ClassError(
-            f"this machine cannot isolate a learner's code: {reason}. Run as root, allow user namespaces (Ubuntu: "
-            "sysctl kernel.apparmor_restrict_unprivileged_userns=0), or, for notebooks you trust, grade with "
-            "--isolation C"
-        )
     crowded = min(workers, len(todo)) > 1
     _run(todo, pool, max(1, min(workers, len(todo))), arrived)
     crowded = False
@@ -434,6 +438,7 @@ def _graded(submission: Submission, records: Sequence[dict], work: Work, new: bo
         records[0].get("isolation", "") if records else "",
         new,
         failed,
+        records[0].get("protection", {}) if records else {},
     )
 
 

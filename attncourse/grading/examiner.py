@@ -1,6 +1,7 @@
 """The examiner: has a worker run a notebook, asks it scripts of calls, and judges the replies. Trusted."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -21,9 +22,7 @@ from attncourse.checks import compute, exercises, reverse
 from attncourse.checks.judge import Question, Verdict, ask, judge
 from attncourse.checks.script import Call, Failure, Outcome, Reply, Result, Script
 from attncourse.checks.spec import Exercise, ReverseExercise, Task
-from attncourse.grading import isolation, stub, wire
-
-FIRST_UID = 61_000  # each submission runs as a user of its own, from here up
+from attncourse.grading import isolation, stub, users, wire
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,19 @@ class Times:
 
 @dataclass(frozen=True)
 class Grade:
-    """The verdicts on one notebook. `cell_errors`: what cells raised, by their index among the code cells."""
+    """The verdicts on one notebook.
+
+    cell_errors: what cells raised, by their index among the code cells. isolation: the level; protection: what shut
+    the code in, by what it is kept from ("files", "network", "processes", "system calls"): "closed (by what)" or
+    "open"; left: what the submission left behind outside its folder, which was removed.
+    """
 
     verdicts: tuple[Verdict, ...]
     cell_errors: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
     isolation: str = "A"
+    protection: dict[str, str] = field(default_factory=dict)
+    left: str = ""
 
     @property
     def points(self) -> int:
@@ -74,67 +80,130 @@ class Died(Exception):
 class Workers:
     """A worker process that forks a jailed child for each submission. Use as a context manager.
 
-    level "A" isolates by namespaces and raises RuntimeError, with the reason, where there are none; "C" does not
-    isolate (own work on one's own machine).
+    level: as in `isolation.choose`, which raises RuntimeError, with the reason, where a level is not to be had.
+    private: files and folders that no submission may read, such as the key; at level B, where code sees the machine's
+    files, RuntimeError if every user may read one. extra: seccomp and Landlock too, where the machine has them.
+    `level` is then the one that runs, and `protection` what shuts the latest submission in.
     """
 
-    def __init__(self, given: Iterable[str], level: str = "A"):
-        reason = isolation.available() if level == "A" else None
-        if reason:
-            raise RuntimeError(
-                f"this machine cannot isolate a learner's code: {reason}. Run as root, allow user namespaces "
-                "(Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0), or, for notebooks you trust, "
-                "grade with --isolation C"
-            )
-        # Submissions that run at the same time, in processes of adjacent ids, are different users.
-        self.level, self._count = level, os.getpid() % 62 * 64
-        self._folder = Path(tempfile.mkdtemp(prefix="attncourse-stub-"))
-        self._folder.chmod(0o755)
-        stub.write_stub(self._folder, given)
+    def __init__(self, given: Iterable[str], level: str = "auto", *, private: Iterable[Path] = (), extra: bool = True):
+        self.level = isolation.choose(level)
+        if self.level == "B":
+            refuse_open(private)
+        self.protection: dict[str, str] = {}
+        self._count, self._extra = 0, extra
+        place = tempfile.gettempdir()
+        if self.level == "B" and isolation.closed_to_others(Path(place)):
+            place = "/tmp"
+        self._folder = Path(tempfile.mkdtemp(prefix="attncourse-", dir=place))
+        self._folder.chmod(0o711)
+        for name, mode in (("stub", 0o755), ("root", 0o700), ("homes", 0o711)):
+            (self._folder / name).mkdir()
+            (self._folder / name).chmod(mode)
+        stub.write_stub(self._folder / "stub", given)
+        self._environment = {"PYTHONPATH": str(self._folder / "stub"), "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
+        library = isolation.standard_library()
+        if self.level == "B" and isolation.closed_to_others(library):
+            stub.copy_standard_library(library, self._folder / "python")
+            paths = [self._folder / "stub", *isolation.package_folders()]
+            self._environment |= {"PYTHONPATH": ":".join(map(str, paths)), "PYTHONHOME": str(self._folder / "python")}
+        self._launch()
+
+    def _launch(self) -> None:
         self._control, theirs = socket.socketpair()
+        folder = self._folder / "stub"
+        command = [sys.executable, "-m", "attncourse.grading.worker", str(theirs.fileno()), self.level]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "attncourse.grading.worker", str(theirs.fileno()), level],
+            [*command, str(self._folder / "root"), "extra" if self._extra else "bare"],
             pass_fds=[theirs.fileno()],
-            cwd=self._folder,
-            env={"PYTHONPATH": str(self._folder), "PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"},
+            cwd=folder,
+            env=self._environment | {"LANG": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
         if self._control.recv(5) != b"ready":
             self.__exit__()
             raise RuntimeError("the worker did not start; what it said stands above")
+        self._control.settimeout(60)
 
     def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._control.close()
-        try:
-            self._process.wait(timeout=2)  # it ends by itself, and takes its folder with it
-        except subprocess.TimeoutExpired:
-            self._process.terminate()
-            self._process.wait()
+        self._end()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _end(self) -> None:
+        self._control.close()
+        self._process.terminate()
+        self._process.wait()
+
     def start(self) -> "Child":
-        """Fork a child for a submission."""
+        """Fork a child for a submission. A worker that ended, as when memory ran out, is replaced."""
+        for _ in range(3):
+            self._count += 1
+            try:
+                user = users.lend(self._folder / "homes", self._count) if self.level == "B" else None
+            except OSError as error:
+                raise RuntimeError(f"a user for a submission could not be made: {error}") from None
+            child = Child(user, group=self.level == "C")
+            try:
+                self._fork(child)
+                self.protection = child.wait_until_ready()
+                return child
+            except OSError as error:
+                self._end()
+                child.stop()
+                self._launch()
+                reason = str(error)
+            except Died as died:
+                child.stop()
+                reason = str(died)
+            except RuntimeError:
+                child.stop()
+                raise
+        raise RuntimeError(f"a jail could not be made, three times: {reason}")
+
+    def _fork(self, child: "Child") -> None:
         ours, theirs = socket.socketpair()
-        self._count += 1
-        uid = FIRST_UID + self._count % 4000
-        socket.send_fds(self._control, [str(uid).encode()], [theirs.fileno()])
-        theirs.close()
-        pid = int.from_bytes(self._control.recv(4), "big")
-        return Child(ours, pid)
+        child.channel = ours
+        # What runs at the same time, in processes of adjacent ids, runs as different users.
+        uid = child.user.uid if child.user else users.UIDS[os.getpid() % 59 * 8 + self._count % 8]
+        order = {"uid": uid, "home": str(child.user.home) if child.user else ""}
+        try:
+            socket.send_fds(self._control, [json.dumps(order).encode()], [theirs.fileno()])
+        finally:
+            theirs.close()
+        pid = self._control.recv(4)
+        if len(pid) != 4:
+            raise OSError("the worker ended")
+        child.pid = int.from_bytes(pid, "big")
+
+
+def refuse_open(private: Iterable[Path]) -> None:
+    """RuntimeError where every user of the machine, and so a submission at level B, may read one of these."""
+    for path in private:
+        if isolation.closed_to_others(path) is None:
+            raise RuntimeError(
+                f"{path} can be read by every user of this machine, and at level B by a submission: "
+                f"chmod {'700' if path.is_dir() else '600'} {path}"
+            )
 
 
 class Child:
     """One jailed child: requests and replies, each with a deadline."""
 
-    def __init__(self, channel: socket.socket, pid: int):
-        self.channel, self.pid = channel, pid
+    def __init__(self, user: "users.User | None" = None, *, group: bool = False):
+        self.user, self.group = user, group
+        self.channel: socket.socket | None = None
+        self.pid = 0
+
+    def wait_until_ready(self) -> dict[str, str]:
+        """What shuts it in, once it is shut in. RuntimeError if that failed."""
         started = self._receive(time.monotonic() + 20)
         if "failed" in started:
             raise RuntimeError(f"the jail could not be made: {started['failed']}")
+        return started["ready"]
 
     def request(self, message: dict) -> None:
         try:
@@ -150,7 +219,7 @@ class Child:
         except TimeoutError:
             raise Died("it ran too long and was stopped") from None
         except wire.ProtocolError:
-            raise Died("its process ended: os._exit, a crash, or the memory limit") from None
+            raise Died("its process ended: os._exit, a crash, or a limit (memory, files)") from None
         if not isinstance(reply, dict):
             raise Died("it wrote to the examiner's channel")
         return reply
@@ -200,10 +269,14 @@ class Child:
             self.request(answer)
 
     def stop(self) -> None:
-        """Kill the child and everything it started."""
-        self.channel.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        """Kill the child and everything it started, and remove what it left."""
+        if self.channel is not None:
+            self.channel.close()
+        if self.pid > 1:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                (os.killpg if self.group else os.kill)(self.pid, signal.SIGKILL)
+        if self.user is not None:
+            self.user.end()
 
 
 def _cell_reply(reply: dict, n_cells: int) -> dict:
@@ -270,6 +343,7 @@ def grade(cells: Sequence[str], exam: Exam, workers: Workers, times: Times | Non
     times, start = times or Times(), time.monotonic()
     names = [exercise.defines for exercise in exam.exercises]
     errors: dict[int, str] = {}
+    left_behind: list[str] = []
     skip: set[int] = set()
     verdicts: dict[str, Verdict] = {}
     left = list(exam.exercises)
@@ -294,9 +368,18 @@ def grade(cells: Sequence[str], exam: Exam, workers: Workers, times: Times | Non
                 errors[cell] = f"skipped: {died}"
         finally:
             child.stop()
+            if child.user and child.user.left:
+                left_behind.append(child.user.left)
     for exercise in left:
         verdicts[exercise.id] = Verdict(exercise, "raised", "The notebook used up its time before this exercise.")
-    return Grade(tuple(verdicts[e.id] for e in exam.exercises), errors, time.monotonic() - start, workers.level)
+    return Grade(
+        tuple(verdicts[exercise.id] for exercise in exam.exercises),
+        errors,
+        time.monotonic() - start,
+        workers.level,
+        workers.protection,
+        "; ".join(left_behind),
+    )
 
 
 def _grade_one(

@@ -55,11 +55,14 @@ def student_page(item: Graded, work: Work, mark: Mark) -> str:
         body.append(f"<h2>Right</h2>{_list(right, mark)}")
     if work.questions:
         body.append(f"<h2>Read by your instructor</h2>{_questions(work, mark)}")
+    foot = [f"Graded at isolation level {text(item.isolation)}."] if item.isolation else []
     if work.hidden:
-        body.append(
-            '<p class="dim foot">Your answers were tried on inputs that are not shown. <code>check</code> in the '
-            "notebook tries them on public ones, and shows these.</p>"
+        foot.append(
+            "Your answers were tried on inputs that are not shown. <code>check</code> in the notebook tries them on "
+            "public ones, and shows these."
         )
+    if foot:
+        body.append(f'<p class="dim foot">{" ".join(foot)}</p>')
     return _page(f"{work.title}: {who.name}", "".join(body))
 
 
@@ -174,7 +177,7 @@ def class_page(
     head = (
         f"<header><p class='dim'>Summary for the instructor</p><h1>{text(work.title)}</h1>"
         f"<p>{n} submission{'s' if n != 1 else ''}; half of them have {plain(middle)} of {plain(work.possible)} points "
-        f"or more.{'' if work.hidden else ' Graded without a key, so on public inputs.'}</p></header>"
+        f"or more.{'' if work.hidden else ' Graded without a key, so on public inputs.'}{_levels(graded)}</p></header>"
     )
     body = [
         head,
@@ -184,6 +187,12 @@ def class_page(
         _students(graded, given, work),
     ]
     return _page(f"{work.title}: summary", "".join(body), wide=True)
+
+
+def _levels(graded: Sequence[Graded]) -> str:
+    """The isolation level of what was graded."""
+    levels = sorted({item.isolation for item in graded if item.isolation})
+    return f" Isolation level {text(' and '.join(levels))}." if levels else ""
 
 
 def mistakes_of(graded: Iterable[Graded]) -> Counter:
@@ -276,6 +285,9 @@ def _attention(
     open_questions = sum(points is None for mark in given.values() for points in mark.manual.values())
     if open_questions:
         items.append(f"{open_questions} answers wait for points by hand, in <code>adjustments.csv</code>.")
+    of_b = [item.protection for item in graded if item.isolation == "B"]
+    if opened := {what for protection in of_b for what, by in protection.items() if by.startswith("open")}:
+        items.append(f"Graded at level B; what this leaves open to a notebook: {text(', '.join(sorted(opened)))}.")
     if any(item.isolation == "C" for item in graded):
         items.append("Graded without isolation (level C): these notebooks could change what is written here.")
     return f'<h2>To look at</h2><ul class="notes">{"".join(f"<li>{line}</li>" for line in items)}</ul>' if items else ""

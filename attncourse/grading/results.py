@@ -50,6 +50,7 @@ def of_student(item: Graded, mark: Mark) -> dict:
         "extra_data": {
             "student": item.submission.student,
             "isolation": item.isolation,
+            "protection": dict(item.protection),
             "late": item.submission.late,
             "excused": mark.points is None,
             "mistakes": {e["id"]: [m["name"] for m in e["mistakes"]] for e in item.exercises if e["mistakes"]},

@@ -1,5 +1,6 @@
 """The course as a learner's code sees it in the jail: `check` that does nothing, and what the exercises give."""
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +10,10 @@ import attncourse
 PACKAGE = Path(attncourse.__file__).parent
 
 # What the worker runs on. None of it holds a reference, an expectation or a seed.
-WORKER = ("checks/script.py", "checks/compute.py", "grading/wire.py", "grading/isolation.py", "grading/worker.py")
+WORKER = (
+    *("checks/script.py", "checks/compute.py", "grading/wire.py", "grading/isolation.py", "grading/filters.py"),
+    *("grading/users.py", "grading/worker.py"),
+)
 SHARED = ("attention.py", "masks.py")  # imported by the modules that exercises give
 
 INIT = '''"""The course's package in the grading jail: `check` shows nothing here, the examiner judges."""
@@ -31,3 +35,18 @@ def write_stub(folder: Path, given: Iterable[str]) -> None:
             (target.parent / "__init__.py").write_text("")
         shutil.copyfile(PACKAGE / name, target)
     (package / "__init__.py").write_text(INIT)
+
+
+def copy_standard_library(source: Path, home: Path) -> None:
+    """Put Python's own modules below `home`, a PYTHONHOME: for level B, where they are in a folder closed to others."""
+    unneeded = shutil.ignore_patterns(
+        *("site-packages", "test", "tests", "idlelib", "ensurepip", "tkinter", "lib2to3", "config-*", "turtledemo")
+    )
+    shutil.copytree(source, home / "lib" / source.name, ignore=unneeded, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # on another disk
+        shutil.copyfile(source, target)

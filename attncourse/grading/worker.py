@@ -7,44 +7,74 @@ nor the instructor's key are ever in this process. It computes; it decides nothi
 import ast
 import builtins
 import contextlib
+import json
 import linecache
 import os
+import signal
 import socket
 import sys
-import tempfile
+import time
 import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from attncourse.checks import compute
-from attncourse.grading import isolation, wire
+from attncourse.grading import isolation, users, wire
 
+WATCH_SECONDS = 0.2  # between two looks at what a submission has taken
 MAX_CANDIDATES = 20  # definitions of one name that are kept, of the latest cells
 
 
-def main(control_fd: int, level: str) -> None:
-    """Fork a child for each channel that arrives on the control socket, until it closes."""
+def main(control_fd: int, level: str, folder: str, extra: bool) -> None:
+    """Fork a child for each channel that arrives on the control socket, until it closes.
+
+    folder: an empty one, where level A puts its file systems; extra: seccomp and Landlock too, where they are.
+    """
     control = socket.socket(fileno=control_fd)
     torch.set_num_threads(1)  # a process that ran threads cannot fork safely
-    isolation.die_with_parent() if sys.platform.startswith("linux") else None
-    root = Path(tempfile.mkdtemp(prefix="attncourse-"))
-    readable = [*isolation.python_folders(), Path(__file__).resolve().parents[2]]
+    isolation.die_with_parent()
+    stub = Path(__file__).resolve().parents[2]
+    readable = [*isolation.python_folders(), stub]
+    installed = {Path(name).resolve() / "attncourse" for name in sys.path if name}
+    hidden = [path for path in installed - {stub / "attncourse"} if path.is_dir() and _inside(path, readable)]
     _warm_up()
     control.sendall(b"ready")
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 16, 1)
+        message, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
         if not message:
             break
         _reap()
         child = os.fork()
         if child == 0:
+            jail = _Jail(
+                level, folder=Path(folder), readable=readable, hidden=hidden, extra=extra, **json.loads(message)
+            )
             control.close()
-            _supervise(socket.socket(fileno=descriptors[0]), int(message), level, root, readable)
+            _supervise(socket.socket(fileno=descriptors[0]), jail)
         os.close(descriptors[0])
         control.sendall(child.to_bytes(4, "big"))
-    root.rmdir()
+
+
+@dataclass(frozen=True)
+class _Jail:
+    """What a submission is shut in: the level, its user and, at level B, its home."""
+
+    level: str
+    folder: Path
+    readable: list[Path]
+    hidden: list[Path]
+    extra: bool
+    uid: int
+    home: str
+    limits: isolation.Limits = field(default_factory=isolation.Limits)
+
+
+def _inside(path: Path, folders: list[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def _warm_up() -> None:
@@ -60,32 +90,76 @@ def _reap() -> None:
             pass
 
 
-def _supervise(channel: socket.socket, uid: int, level: str, root: Path, readable: list[Path]) -> None:
+def _supervise(channel: socket.socket, jail: _Jail) -> None:
     """In the forked child: enter the jail, fork process 1 of it, and wait for that to end. Never returns."""
     status = 1
     try:
         os.setsid()
         isolation.die_with_parent()
-        limits = isolation.Limits()
-        if level == "A":
-            isolation.enter_namespaces(uid)
-            isolation.build_root(root, readable, limits)
+        isolation.go_first_when_memory_is_short()
+        os.closerange(3, channel.fileno())
+        os.closerange(channel.fileno() + 1, 1 << 16)
+        base = 0 if jail.level == "C" else users.memory("self")
+        if jail.level == "A":
+            isolation.enter_namespaces(jail.uid)
+            isolation.build_root(jail.folder, jail.readable, jail.hidden, jail.limits)
         first = os.fork()
         if first == 0:
-            try:
-                if level == "A":
-                    isolation.become_first(limits, uid)
-                else:
-                    isolation.set_limits(limits)
-                _Runner(channel).serve()
-            finally:
-                os._exit(0)
+            _run(channel, jail)
         channel.close()
-        status = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
+        status = _watch(first, jail, base)
     except OSError as error:
         wire.send(channel, {"failed": str(error)})
     finally:
         os._exit(status & 0xFF)
+
+
+def _run(channel: socket.socket, jail: _Jail) -> None:
+    """As process 1 of the jail: give up what is left of power, then serve. Never returns."""
+    try:
+        if jail.level == "A":
+            protection = isolation.become_first(jail.limits, jail.uid, jail.extra)
+        elif jail.level == "B":
+            home = Path(jail.home)
+            protection = isolation.become_user(jail.limits, jail.uid, home, jail.readable, jail.hidden, jail.extra)
+        else:
+            protection = isolation.stay_open()
+            if sys.platform.startswith("linux"):
+                isolation.die_with_parent()
+                isolation.set_limits(jail.limits)
+        _Runner(channel).serve(protection)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            wire.send(channel, {"failed": str(error)})
+    finally:
+        os._exit(0)
+
+
+def _watch(first: int, jail: _Jail, base: int) -> int:
+    """Wait for process 1 to end, and end it with all that it started if together they take too much."""
+    while True:
+        ended, status = os.waitpid(first, 0 if jail.level == "C" else os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(WATCH_SECONDS)
+        alive = users.processes_of(jail.uid if jail.level == "B" else None)
+        too_much = _memory(alive, base) > jail.limits.memory
+        if jail.level == "B" and not too_much:
+            n_bytes, n_files = users.usage(jail.uid, Path(jail.home), alive)
+            too_much = n_bytes > jail.limits.disk or n_files > jail.limits.files
+        if too_much and jail.level == "B":
+            users.kill(jail.uid)
+        elif too_much:
+            os.kill(first, signal.SIGKILL)
+
+
+def _memory(alive: Iterable[int], base: int) -> int:
+    """Bytes that these processes hold together, each without what it began with."""
+    total = 0
+    for pid in alive:
+        with contextlib.suppress(OSError, ValueError):
+            total += max(0, users.memory(pid) - base)
+    return total
 
 
 class _Runner:
@@ -105,8 +179,9 @@ class _Runner:
         for stream in (0, 1, 2):
             os.dup2(os.open("/dev/null", os.O_RDWR), stream)
 
-    def serve(self) -> None:
-        wire.send(self.channel, {"ready": True})
+    def serve(self, protection: dict[str, str]) -> None:
+        """Answer requests until the channel closes. protection: what shuts this process in, told first."""
+        wire.send(self.channel, {"ready": protection})
         while True:
             request = wire.receive(self.channel)
             wire.send(self.channel, getattr(self, f"_do_{request.pop('do')}")(**request))
@@ -199,4 +274,4 @@ class _NoIPython:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], extra=sys.argv[4:] == ["extra"])

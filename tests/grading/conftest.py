@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from attncourse.checks import exercises
@@ -11,13 +13,34 @@ def exam():
     return Exam(exercises("bahdanau"), seeds=(0, 1))
 
 
-@pytest.fixture(scope="session")
-def workers(exam):
-    with Workers(exam.given) as started:
+@pytest.fixture(scope="session", params=["A", "B"])
+def workers(exam, request):
+    if request.param == "B":
+        skip_unless_root()
+    with Workers(exam.given, request.param) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
+def bare_workers(exam):
+    """Level B without seccomp and Landlock, as on a machine that has neither."""
+    skip_unless_root()
+    with Workers(exam.given, "B", extra=False) as started:
+        yield started
+
+
+def skip_unless_root():
+    """Level B can be tried by root only; test_users.py fails, with the command, where it was not tried."""
+    if os.geteuid() != 0:
+        pytest.skip("level B needs root, see test_level_b_is_tested")
+
+
+@pytest.fixture(scope="session")
 def graded(exam, workers):
-    """graded(cells): the grade of these code cells, with short time limits."""
+    """graded(cells): the grade of these code cells, with short time limits, at level A and at level B."""
     return lambda cells: grade(cells, exam, workers, QUICK)
+
+
+@pytest.fixture(scope="session")
+def graded_bare(exam, bare_workers):
+    return lambda cells: grade(cells, exam, bare_workers, QUICK)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from attncourse.grading import examiner
+from attncourse.grading.examiner import Times
 from attncourse.grading.notebook import code_cells
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +92,134 @@ def context_vector(weights, values):
     return weights
 """
 
+TRANSFORMER = """
+shell = get_ipython()
+shell.input_transformers_cleanup.append(lambda lines: [])
+shell.input_transformers_post.append(lambda lines: [line for line in lines if not line.startswith("check(")])
+shell.ast_transformers.append(None)
+"""
+TRANSFORMER_OF_THE_WORKER = """
+import IPython.core.inputtransformer2 as transformers
+transformers.TransformerManager.transform_cell = lambda self, cell: "check = print"
+"""
+EDIT_RESULTS = """
+import json, os
+text = json.dumps({"score": 100, "tests": [{"name": "all", "score": 100, "max_score": 100}]})
+places = ["grades.json", "../grades.json", "/autograder/results/results.json", OUT]
+for path in places + [f"/proc/self/fd/{n}" for n in range(64)]:
+    try:
+        with open(path, "w") as file:
+            file.write(text)
+    except OSError:
+        pass
+for fd in range(3, 256):
+    try:
+        os.ftruncate(fd, 0)
+    except OSError:
+        pass
+"""
+EXAMINERS_MEMORY = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+class Part(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+found = []
+for pid in [*PIDS, os.getppid(), *range(2, 400)]:
+    if pid in (0, os.getpid()):
+        continue
+    for name in ("mem", "environ", "maps", "fd/3", "root/etc/shadow", "cwd/x"):
+        try:
+            with open(f"/proc/{pid}/{name}", "rb") as file:
+                if file.read(1):
+                    found.append((pid, name))
+        except OSError:
+            pass
+    here = ctypes.create_string_buffer(8)
+    parts = Part(ctypes.addressof(here), 8), Part(id(here), 8)
+    if libc.process_vm_readv(pid, ctypes.byref(parts[0]), 1, ctypes.byref(parts[1]), 1, 0) > 0:
+        found.append((pid, "process_vm_readv"))
+    if libc.ptrace(16, pid, 0, 0) == 0:
+        found.append((pid, "ptrace"))
+"""
+KILL_ALL = """
+import os, signal
+assert os.getpid() == 1 or os.getuid() in range(60_706, 61_184), "not in a jail: this would end the session"
+try:
+    os.kill(-1, signal.SIGKILL)
+except OSError:
+    pass
+for pid in [*PIDS, os.getppid(), *range(2, 3000)]:
+    if pid not in (0, os.getpid()):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except OSError:
+            pass
+"""
+FILL = """
+import os
+for folder in (".", "/dev/shm", "/tmp", "/var/tmp", "/dev/mqueue", "/run/lock"):
+    for i in range(20):
+        try:
+            with open(os.path.join(folder, f"filled-{MARK}-{i}"), "wb") as file:
+                while True:
+                    file.write(bytes(1 << 20))
+        except OSError:
+            pass
+"""
+MANY_FILES = """
+import os
+while True:
+    path = os.path.join(".", *["deep"] * 40)
+    os.makedirs(path, exist_ok=True)
+    os.chdir(path)
+    for i in range(100):
+        open(f"empty-{i}", "w").close()
+"""
+OWN_LIMITS = """
+import resource
+for limit in range(16):
+    for value in ((-1, -1), (1 << 40, 1 << 40)):
+        try:
+            resource.setrlimit(limit, value)
+        except (OSError, ValueError):
+            pass
+"""
+SETUID = """
+import subprocess
+ran = []
+commands = ["su", "-c", "id"], ["mount", "-t", "tmpfs", "x", "/tmp"], ["ping", "-c1", "127.0.0.1"], ["sudo", "-n", "id"]
+for command in commands:
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=1, stdin=subprocess.DEVNULL)
+        ran.append((command[0], done.returncode))
+    except (OSError, subprocess.SubprocessError):
+        pass
+"""
+IMPORT_BY_PATH = f"""
+import importlib.util, sys
+for name in [name for name in sys.modules if name.startswith("attncourse")]:
+    del sys.modules[name]
+sys.path[:] = [path for path in sys.path if "stub" not in path]
+for folder in ({str(ROOT)!r}, *sys.path):
+    try:
+        sys.path.insert(0, folder)
+        text = open(folder + "/attncourse/checks/bahdanau.py").read()
+        text = text[text.index("def context_vector"):]
+        exec(text[:text.index("# ---")])
+        break
+    except (OSError, ImportError):
+        pass
+try:
+    from attncourse.checks.bahdanau import context_vector
+except ImportError:
+    pass
+"""
+NAMESPACES = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+found = [hex(flag) for flag in (0x10000000, 0x20000, 0x40000000, 0x20000000, 0x8000000) if libc.unshare(flag) == 0]
+"""
+
 
 def without(name):
     """The solved cells, with the answer to one exercise left fresh."""
@@ -125,6 +256,18 @@ ATTACKS = {
     "every cell twice": ([cell for cell in SOLVED for _ in (0, 1)], FULL),
     "fresh copies after the answers": ([*SOLVED, *FRESH], FULL),
     "checks deleted": ([cell for cell in SOLVED if not cell.startswith("check(")], FULL),
+    "IPython transformer that deletes tests": ([TRANSFORMER, *NO_CONTEXT], FULL - 1),
+    "IPython transformer, right answers": ([TRANSFORMER, *SOLVED], FULL),
+    "the worker's own transformer patched": ([*NO_CONTEXT, TRANSFORMER_OF_THE_WORKER, *SOLVED], FULL - 1),
+    "results edited": ([f"OUT = {str(ROOT / 'grades.json')!r}" + EDIT_RESULTS, *NO_CONTEXT], FULL - 1),
+    "reading the examiner's memory": ([f"PIDS = [{os.getpid()}]" + EXAMINERS_MEMORY, *NO_CONTEXT], FULL - 1),
+    "killing every process": ([f"PIDS = [{os.getpid()}]" + KILL_ALL, *SOLVED], FULL),
+    "filling the disk": (["MARK = 'disk'" + FILL, *SOLVED], FULL),
+    "many files, very deep": ([MANY_FILES, *SOLVED], FULL),
+    "raising its own limits": ([OWN_LIMITS, *SOLVED], FULL),
+    "programs with root's rights": ([SETUID, *SOLVED], FULL),
+    "importing the reference by its path": ([*NO_CONTEXT, IMPORT_BY_PATH], FULL - 1),
+    "namespaces of its own": ([NAMESPACES, *SOLVED], FULL),
     "magics and shell lines": (["%matplotlib inline\n!pip install torch\n%%time", *SOLVED], FULL),
 }
 
@@ -161,7 +304,7 @@ def test_files_outside_cannot_be_read(graded, tmp_path):
         code = (
             f"try:\n    found = open({str(path)!r}).read()\nexcept OSError as error:\n    found = type(error).__name__"
         )
-        assert "FileNotFoundError" in probe(graded, code), path
+        assert probe(graded, code) in ("RuntimeError: 'FileNotFoundError'", "RuntimeError: 'PermissionError'"), path
 
 
 def test_files_outside_cannot_be_written(graded, tmp_path):
@@ -177,14 +320,66 @@ def test_the_network_is_gone_even_loopback(graded):
     reached = []
     threading.Thread(target=lambda: reached.append(server.accept()), daemon=True).start()
     code = f"import socket\ntry:\n    socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 1)\n"
-    assert "unreachable" in probe(graded, code + "except OSError as error:\n    found = error.strerror")
+    found = probe(graded, code + "except OSError as error:\n    found = error.strerror")
+    assert found in ("RuntimeError: 'Operation not permitted'", "RuntimeError: 'Network is unreachable'")
     server.close()
     assert not reached
 
 
 def test_other_processes_cannot_be_seen(graded):
-    code = "import os\nfound = [name for name in os.listdir('/proc') if name.isdigit()]"
+    code = (
+        "import os\ntry:\n    found = [name for name in os.listdir('/proc') if name.isdigit()]\n"
+        "except PermissionError:\n    found = ['1']"
+    )
     assert probe(graded, code) == "RuntimeError: ['1']"
+
+
+def test_the_examiners_memory_cannot_be_read(graded):
+    assert probe(graded, f"PIDS = [{os.getpid()}]" + EXAMINERS_MEMORY) == "RuntimeError: []"
+
+
+def test_no_namespace_can_be_made(graded):
+    assert probe(graded, NAMESPACES) == "RuntimeError: []"
+
+
+def test_limits_stay(graded):
+    code = (
+        "import resource\nfound = []\nfor name in ('AS', 'FSIZE', 'CPU', 'NPROC', 'NOFILE', 'CORE', 'MSGQUEUE'):\n"
+        "    limit = getattr(resource, 'RLIMIT_' + name)\n    try:\n        resource.setrlimit(limit, (-1, -1))\n"
+        "        found.append(name)\n    except (OSError, ValueError):\n        pass"
+    )
+    assert probe(graded, code) == "RuntimeError: []"
+
+
+def test_nobody_else_is_killed_and_no_file_is_left(graded):
+    others = [
+        subprocess.Popen(["sleep", "60"], **({"user": uid} if os.geteuid() == 0 else {})) for uid in (None, 65534)
+    ]
+    mark = f"{os.getpid()}-{time.monotonic_ns()}"
+    grade = graded([f"PIDS = {[other.pid for other in others]}" + KILL_ALL, f"MARK = '{mark}'" + FILL, *SOLVED])
+    assert grade.points == FULL
+    assert [other.poll() for other in others] == [None, None]
+    for other in others:
+        other.kill()
+        other.wait()
+    for folder in ("/tmp", "/dev/shm", "/var/tmp", "."):
+        assert not list(Path(folder).glob(f"filled-{mark}-*"))
+
+
+def test_many_processes_have_the_memory_of_one(exam, workers):
+    bomb = "import os, time\nfor _ in range(5):\n    os.fork()\nx = b'x' * 150_000_000\ntime.sleep(25)"
+    grade = examiner.grade([bomb, *SOLVED], exam, workers, Times(cell=30.0, exercise=5.0, submission=60.0))
+    assert grade.points == FULL
+    assert grade.cell_errors[0].startswith("skipped: its process ended")
+
+
+def test_what_was_closed_is_recorded(graded, workers):
+    grade = graded(FRESH)
+    assert grade.isolation == workers.level and grade.left == ""
+    assert set(grade.protection) == {"files", "network", "processes", "system calls"}
+    assert all(how.startswith(("closed (", "filtered (", "open")) for how in grade.protection.values())
+    if workers.level == "A":
+        assert {grade.protection[name] for name in ("files", "network", "processes")} == {"closed (namespace)"}
 
 
 def test_the_learner_is_nobody(graded):
@@ -214,6 +409,16 @@ def alive(name):
         with contextlib.suppress(OSError):
             found.append(path.read_text().strip())
     return name in found
+
+
+def test_points_edited_in_the_notebook_count_for_nothing(graded, tmp_path):
+    notebook = nbformat.read(ROOT / "solutions" / "01_bahdanau.ipynb", as_version=4)
+    for cell in notebook.cells:
+        cell.metadata["nbgrader"] = {"points": 100, "grade": True, "grade_id": "all", "locked": False, "solution": True}
+    path = tmp_path / "edited.ipynb"
+    path.write_text(nbformat.writes(notebook))
+    grade = graded(code_cells(path))
+    assert (grade.points, grade.possible) == (FULL, FULL)
 
 
 def test_a_stripped_notebook_of_format_4_0_grades_the_same(graded, tmp_path):

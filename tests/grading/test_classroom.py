@@ -23,6 +23,7 @@ from attncourse.grading.classroom import ClassError, alone_in, grade_class, plan
 from attncourse.grading.intake import find_submissions
 from attncourse.grading.key import Assigned, Assignment, Key
 from tests.grading.a_class import FRESH, FULL, NO_TANH, ROOT, SOLVED, UNIFORM, marked, notebook, with_answer
+from tests.grading.conftest import skip_unless_root
 
 EXPECTED = {
     "ann": FULL,
@@ -120,6 +121,7 @@ def test_there_is_one_record_for_each_different_notebook(first, work):
         assert (
             not record["slow"]
             and record["isolation"] == "A"
+            and record["protection"]["files"] == "closed (namespace)"
             and record["hash"]
             and record["graded_by"] == classroom.fingerprint()
         )
@@ -271,9 +273,22 @@ def test_what_ran_out_of_time_in_a_crowd_is_graded_again_alone(first, work, tmp_
 def test_a_machine_that_cannot_isolate_refuses_and_says_what_helps(first, work, tmp_path, monkeypatch):
     _, submissions, _ = first
     monkeypatch.setattr(isolation, "available", lambda: "namespaces are refused")
-    with pytest.raises(ClassError, match=r"namespaces are refused.*--isolation C"):
+    monkeypatch.setattr(isolation, "available_to_root", lambda: "level B needs root")
+    with pytest.raises(ClassError, match=r"namespaces are refused, and level B needs root.*--isolation C"):
         grade_class(submissions, work, tmp_path, pool=Inline)
-    assert not list((tmp_path / "records").iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_there_are_no_namespaces_root_grades_at_level_b(first, work, key, tmp_path, monkeypatch):
+    skip_unless_root()
+    _, submissions, graded = first
+    monkeypatch.setattr(isolation, "available", lambda: "namespaces are refused")
+    found = grade_class(submissions[:3], work, tmp_path, pool=Inline, private=[key.path])
+    assert {item.isolation for item in found} == {"B"} and set(found[0].protection) == set(graded[0].protection)
+    assert essence(found) == essence(graded[:3]) and all(item.new for item in found)
+    monkeypatch.setattr(isolation, "closed_to_others", lambda path: None)
+    with pytest.raises(ClassError, match=r"course\.key can be read by every user.*chmod 600"):
+        grade_class(submissions, work, tmp_path, pool=Inline, private=[key.path])
 
 
 def children(pid):

@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from attncourse.checks import exercises
 from attncourse.grading.examiner import Exam, Workers, exercises_in, grade
 from attncourse.grading.notebook import code_cells
 from scripts.colab_save import colab_save
@@ -30,20 +31,26 @@ def half_done(solved, fresh):
     return fresh | {"cells": [answers[cell["id"]] if cell["id"] in chosen else cell for cell in fresh["cells"]]}
 
 
+@pytest.fixture(scope="module")
+def workers():
+    """One for all chapters: most of a worker's time is its start."""
+    with Workers({name for exercise in exercises() for name in exercise.given}) as started:
+        yield started
+
+
 @pytest.fixture(scope="module", params=CHAPTERS, ids=lambda path: path.stem)
-def chapter(request):
+def chapter(request, workers):
     """A solution, its exercise, and a function that grades a notebook's text."""
     solved, fresh = read(request.param), read(ROOT / "exercises" / request.param.name)
     chosen = exercises_in(code_cells(request.param))
     exam = Exam(chosen, seeds=(0, 1))
-    with Workers(exam.given) as workers:
 
-        def graded(path):
-            cells = code_cells(path)
-            assert exercises_in(cells) == chosen
-            return [(v.exercise.id, v.kind, v.points) for v in grade(cells, exam, workers).verdicts]
+    def graded(path):
+        cells = code_cells(path)
+        assert exercises_in(cells) == chosen
+        return [(v.exercise.id, v.kind, v.points) for v in grade(cells, exam, workers).verdicts]
 
-        yield solved, fresh, graded
+    return solved, fresh, graded
 
 
 @pytest.mark.parametrize("name", SUBMISSIONS)
