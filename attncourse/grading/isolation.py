@@ -119,10 +119,9 @@ def available_to_root() -> str | None:
     os.close(ready)
     try:
         os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     except OSError as error:  # no CAP_KILL: root here may not kill what it started as another user
         number = error.errno or 1
-    if number == 0:
-        os.waitpid(child, 0)
     return f"root may not change users here ({os.strerror(number)})" if number else None
 
 

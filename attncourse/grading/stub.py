@@ -35,6 +35,8 @@ def write_stub(folder: Path, given: Iterable[str]) -> None:
             (target.parent / "__init__.py").write_text("")
         shutil.copyfile(PACKAGE / name, target)
     (package / "__init__.py").write_text(INIT)
+    for path in (package, *package.rglob("*")):  # to be read by another user, whatever the umask
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def copy_standard_library(source: Path, home: Path) -> None:
@@ -42,7 +44,9 @@ def copy_standard_library(source: Path, home: Path) -> None:
     unneeded = shutil.ignore_patterns(
         *("site-packages", "test", "tests", "idlelib", "ensurepip", "tkinter", "lib2to3", "config-*", "turtledemo")
     )
-    shutil.copytree(source, home / "lib" / source.name, ignore=unneeded, copy_function=_link)
+    library = shutil.copytree(source, home / "lib" / source.name, ignore=unneeded, copy_function=_link)
+    for folder in (home, home / "lib", library):
+        folder.chmod(0o755)
 
 
 def _link(source: str, target: str) -> None:
@@ -50,3 +54,4 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # on another disk
         shutil.copyfile(source, target)
+        os.chmod(target, 0o644)

@@ -95,6 +95,7 @@ def _supervise(channel: socket.socket, jail: _Jail) -> None:
     status = 1
     try:
         os.setsid()
+        os.umask(0o022)  # another user is to read what is made here
         isolation.die_with_parent()
         isolation.go_first_when_memory_is_short()
         os.closerange(3, channel.fileno())

@@ -241,6 +241,19 @@ def test_a_worker_that_ended_is_replaced(root, exam):
         assert examiner.grade(SOLVED, exam, workers).points == FULL
 
 
+@pytest.mark.parametrize("level", ["A", "B"])
+def test_a_strict_umask_does_no_harm(level, exam):
+    if level == "B":
+        skip_unless_root()
+    before = os.umask(0o077)
+    try:
+        with Workers(["attncourse.bahdanau"], level) as workers:
+            code = "from attncourse.bahdanau import AdditiveAttention as found"
+            assert "AdditiveAttention" in probe(lambda cells: examiner.grade(cells, exam, workers), code)
+    finally:
+        os.umask(before)
+
+
 # --- the choice of a level -------------------------------------------------------------------------------------------
 
 
