@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 MAX_BYTES = 20 << 20
+MAX_CODE = 900_000  # bytes of all code cells as JSON: what one message to a worker can hold
 
 
 class NotebookError(ValueError):
@@ -12,20 +13,33 @@ class NotebookError(ValueError):
 
 def code_cells(path: Path) -> list[str]:
     """The source of every code cell of the notebook at `path`, in order."""
-    size = path.stat().st_size
+    check_size(path.name, path.stat().st_size)
+    return cells_of(path.name, path.read_bytes())
+
+
+def check_size(name: str, size: int) -> None:
+    """Raise NotebookError for a file that is too large to be read."""
     if size > MAX_BYTES:
-        raise NotebookError(
-            f"{path.name} has {size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} are read. Clear outputs"
-        )
+        raise NotebookError(f"{name} has {size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} are read. Clear outputs")
+
+
+def cells_of(name: str, data: bytes) -> list[str]:
+    """The source of every code cell of the notebook `name`, whose content is `data`."""
+    check_size(name, len(data))
+    if not data.strip():
+        raise NotebookError(f"{name} is not whole JSON: the file is empty")
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        cells = json.loads(data.decode("utf-8-sig"))["cells"]
         code = [cell for cell in cells if cell.get("cell_type") == "code"]
-        return ["".join(cell["source"]) for cell in code]
+        found = ["".join(cell["source"]) for cell in code]
     except UnicodeDecodeError:
-        raise NotebookError(f"{path.name} is not UTF-8 text") from None
+        raise NotebookError(f"{name} is not UTF-8 text") from None
     except json.JSONDecodeError as error:
-        if path.suffix.lower() in (".html", ".htm"):
-            raise NotebookError(f"{path.name} is a web page, not a notebook: ask for the .ipynb file") from None
-        raise NotebookError(f"{path.name} is not whole JSON: {error}") from None
-    except (KeyError, TypeError, AttributeError, RecursionError):
-        raise NotebookError(f"{path.name} is JSON, but not a notebook of format 4") from None
+        if name.lower().endswith((".html", ".htm")):
+            raise NotebookError(f"{name} is a web page, not a notebook: ask for the .ipynb file") from None
+        raise NotebookError(f"{name} is not whole JSON: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
+        raise NotebookError(f"{name} is JSON, but not a notebook of format 4") from None
+    if (size := len(json.dumps(found))) > MAX_CODE:
+        raise NotebookError(f"{name} has {size / 1e6:.1f} MB of code; at most {MAX_CODE / 1e6:.1f} are run")
+    return found

@@ -1,7 +1,9 @@
 """What grading gives: a table for the terminal and JSON in the form that Gradescope reads."""
 
 from attncourse.checks.report import HEADINGS, Report
+from attncourse.grading.classroom import Graded
 from attncourse.grading.examiner import Grade
+from attncourse.grading.gradebook import Mark
 
 
 def to_json(grade: Grade) -> dict:
@@ -26,6 +28,47 @@ def to_json(grade: Grade) -> dict:
             "cell_errors": {str(i): text for i, text in grade.cell_errors.items()},
         },
     }
+
+
+def of_student(item: Graded, mark: Mark) -> dict:
+    """Gradescope's results.json for a student of a class: nothing in it tells of hidden inputs."""
+    return {
+        "score": mark.points if mark.points is not None else 0,
+        "execution_time": round(item.seconds, 3),
+        "output": "\n".join([*mark.notes, *item.problems, *item.cell_errors]),
+        "tests": [
+            {
+                "name": e["id"],
+                "score": mark.exercises[e["id"]],
+                "max_score": e["possible"],
+                "status": "passed" if e["kind"] == "passed" else "failed",
+                "output": "\n".join(_lines(e)),
+                "visibility": "visible",
+            }
+            for e in item.exercises
+        ],
+        "extra_data": {
+            "student": item.submission.student,
+            "isolation": item.isolation,
+            "late": item.submission.late,
+            "excused": mark.points is None,
+            "mistakes": {e["id"]: [m["name"] for m in e["mistakes"]] for e in item.exercises if e["mistakes"]},
+            "not_counted": list(item.submission.older),
+        },
+    }
+
+
+def _lines(e: dict) -> list[str]:
+    """What a student is told of an exercise, as text."""
+    lines = [
+        f"{'✓' if e['kind'] == 'passed' else '○' if e['kind'] == 'not attempted' else '✗'} {e['heading']}",
+        *e["said"],
+    ]
+    for mistake in e["mistakes"]:
+        lines.append(f"{mistake['title'][:1].upper()}{mistake['title'][1:]}.")
+        if e["kind"] != "misses":
+            lines += [mistake["explanation"], f"To reread: “{mistake['reread']}”."]
+    return [*lines, *([f"Hint: {e['hint']}"] if e["hint"] else []), *(f"Advice: {advice}" for advice in e["advice"])]
 
 
 def to_text(grade: Grade) -> str:

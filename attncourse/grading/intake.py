@@ -1,0 +1,386 @@
+"""What is to be graded: the submissions in a folder, or in a zip as Canvas, Moodle or Gradescope export it.
+
+Names and contents come from learners. Nothing is unpacked by its path: members of a zip are read in memory, links are
+not followed, and sizes are limited before anything is read.
+"""
+
+import os
+import re
+import stat
+import unicodedata
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from attncourse.grading.notebook import MAX_BYTES, NotebookError, cells_of, check_size
+
+MAX_FILES = 50_000  # in the folder or zip
+MAX_NOTEBOOKS = 40  # of one student
+MAX_RATIO = 200  # of a zip's member that unpacks to more than a megabyte
+MAX_TOTAL = 4 << 30  # bytes unpacked in all
+MAX_DEPTH = 12
+IGNORED = ("__MACOSX", ".ipynb_checkpoints")
+METADATA = "submission_metadata.yml"
+
+# name_LATE_user_file_title.ipynb; without a name where marking is anonymous; a text or a link instead of a file.
+CANVAS = re.compile(
+    r"(?P<name>.*?)(?:(?:^|_)(?P<late>LATE))?(?:^|_)(?P<user>anon_\w+?|\d+)_(?:(?P<file>\d+)_(?P<rest>.+)|(?:text|link)\.html)"
+)
+# The first is the participant, in this assignment. Older sites leave the folders out.
+MOODLE = re.compile(r"(?P<name>.+)_(?P<user>\d+)_assignsubmission_(?:file|onlinetext)_?(?P<rest>.*)")
+GRADESCOPE = re.compile(r"submission_\d+")
+COPY = re.compile(r"(?P<base>.+)-(?P<n>\d{1,4})")  # what Canvas puts after the name of a later attempt
+ATTEMPT = re.compile(r"(?:attempt|try|submission)?[ _-]*(\d{1,4})", re.IGNORECASE)
+
+
+class IntakeError(ValueError):
+    """There is nothing to grade there; the message says why and what helps."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One file of a student: its code cells, or the reason why there are none."""
+
+    name: str
+    cells: tuple[str, ...] | None
+    problem: str = ""
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What one student handed in.
+
+    student: unique and stable; name: as it is shown; late: as the system marked it; notebooks: those that count, by
+    name; older: names of those that a later attempt replaces; ids: (column of Canvas's gradebook, value) by which the
+    student is known, the column empty where it may be any.
+    """
+
+    student: str
+    name: str
+    attempt: int
+    late: bool
+    notebooks: tuple[Notebook, ...]
+    older: tuple[str, ...] = ()
+    ids: tuple[tuple[str, str], ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file in the folder or zip: the parts of its path, and how to read it (raises NotebookError)."""
+
+    parts: tuple[str, ...]
+    read: Callable[[], bytes]
+    order: int
+
+
+@dataclass(frozen=True)
+class _Owned:
+    """A file and whose it is. attempt: of the files with the same `title` and owner the highest counts."""
+
+    owner: str
+    name: str
+    ids: tuple[tuple[str, str], ...]
+    late: bool
+    title: str
+    attempt: tuple[int, int]
+    file: _File
+
+
+def find_submissions(path: Path) -> list[Submission]:
+    """The submissions in a notebook, a folder of notebooks, a folder of students' folders, or a zip; by student.
+
+    Raises IntakeError where there are none. What is wrong with one student's files is told in that submission.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = list(_files_of_folder(path))
+    elif not path.exists():
+        raise IntakeError(f"there is no {path}")
+    elif path.suffix.lower() == ".ipynb":
+        files = [_File((shown(os.fsencode(path.name)),), lambda: _read_file(path), 0)]
+    else:
+        files = _without_wrapper(list(_files_of_zip(path)))
+    files = [file for file in files if not _is_ignored(file)]
+    owned, empty = _owners(files)
+    groups: dict[str, list[_Owned]] = defaultdict(list)
+    for item in owned:
+        groups[item.owner].append(item)
+    found = [_submission(items) for _, items in sorted(groups.items())]
+    known = {submission.student for submission in found}
+    found += [submission for submission in empty if submission.student not in known]
+    if not found:
+        raise IntakeError(
+            f"{path} holds no submission: notebooks (.ipynb), a folder for each student, or a zip as Canvas, Moodle or "
+            "Gradescope export it"
+        )
+    return sorted(found, key=lambda submission: submission.student)
+
+
+def shown(raw: bytes) -> str:
+    """A file's name as text that can be printed, whatever its bytes: UTF-8, else one character for each byte."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Text of a learner, with what steers a terminal or turns the writing direction as \\x1b: visible and harmless."""
+    text = unicodedata.normalize("NFC", text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_ignored(file: _File) -> bool:
+    """Whether the file is nobody's work: what systems and editors leave behind."""
+    return any(part in IGNORED or (part.startswith(".") and part != "..") for part in file.parts)
+
+
+# Where files come from
+
+
+def _files_of_folder(root: Path) -> Iterator[_File]:
+    """Every file below `root`, in a fixed order; links to folders are files that cannot be read."""
+    count = 0
+    for folder, folders, names in os.walk(os.fsencode(root)):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        inside = os.path.relpath(folder, os.fsencode(root))
+        above = () if inside == b"." else tuple(shown(part) for part in inside.split(os.sep.encode()))
+        folders[:] = sorted(name for name in folders if name not in links and not name.startswith(b"."))
+        if len(above) >= MAX_DEPTH:
+            folders.clear()
+        for name in sorted(names + links):
+            count += 1
+            if count > MAX_FILES:
+                raise IntakeError(f"{root} holds more than {MAX_FILES} files; is it the folder of the submissions?")
+            path = Path(os.fsdecode(os.path.join(folder, name)))
+            parts = (*above, shown(name), "a link that is not followed") if name in links else (*above, shown(name))
+            yield _File(parts, lambda path=path: _read_file(path), count)
+
+
+def _read_file(path: Path) -> bytes:
+    """A regular file's bytes; a link, a pipe or a device is not opened."""
+    name = shown(os.fsencode(path.name))
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        why = "a symbolic link" if path.is_symlink() else f"unreadable ({error.strerror})"
+        raise NotebookError(f"{name} is {why}; it was not read") from None
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise NotebookError(f"{name} is no file; it was not read")
+        check_size(name, found.st_size)
+        return file.read(MAX_BYTES + 1)
+
+
+def _files_of_zip(path: Path) -> Iterator[_File]:
+    """Every member of the zip, to be read in memory."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise IntakeError(f"{path} is neither a folder, nor a notebook, nor a whole zip: {error}") from None
+    members = archive.infolist()
+    if len(members) > MAX_FILES:
+        raise IntakeError(f"{path} holds {len(members)} files; at most {MAX_FILES} are read")
+    budget = [MAX_TOTAL]
+    for order, member in enumerate(members):
+        name = member.orig_filename.replace("\\", "/")
+        if member.flag_bits & 0x800 == 0:  # not declared as UTF-8, and often is
+            name = _recoded(name)
+        parts = tuple(printable(part) for part in name.split("/") if part not in ("", "."))
+        if name.endswith("/") or not parts:
+            continue
+        yield _File(parts[:MAX_DEPTH], lambda member=member: _read_member(archive, member, budget), order)
+
+
+def _recoded(name: str) -> str:
+    """A name that was read as code page 437, read again as UTF-8 where it is that."""
+    try:
+        return name.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return name
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: list[int]) -> bytes:
+    """A member's bytes, unpacked only as far as the limits go, whatever its header says."""
+    name = printable(member.orig_filename.replace("\\", "/").rsplit("/", 1)[-1])
+    if "\0" in member.orig_filename or ".." in member.orig_filename.replace("\\", "/").split("/"):
+        raise NotebookError(f"the path of {name} leads out of its folder; it was not read")
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise NotebookError(f"{name} is a symbolic link; it was not read")
+    if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise NotebookError(f"{name} is encrypted, or packed in an unusual way; it was not read")
+    check_size(name, member.file_size)
+    if member.file_size > 1 << 20 and member.file_size > MAX_RATIO * member.compress_size:
+        raise NotebookError(
+            f"{name} unpacks from {member.compress_size} to {member.file_size} bytes, as a zip bomb does; not read"
+        )
+    try:
+        with archive.open(member) as file:
+            data = file.read(max(0, min(MAX_BYTES, budget[0])) + 1)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise NotebookError(f"{name} is damaged in the zip: {printable(str(error))}") from None
+    budget[0] -= len(data)
+    if budget[0] < 0:
+        raise NotebookError(f"{name} was not read: the zip unpacks to more than {MAX_TOTAL >> 30} GB")
+    return data
+
+
+def _without_wrapper(files: list[_File]) -> list[_File]:
+    """A zip's files without the one folder that holds everything, unless that is the only student's."""
+    counted = [file for file in files if not _is_ignored(file)]
+    tops = {file.parts[0] for file in counted}
+    inside = {file.parts[1] if len(file.parts) > 1 else None for file in counted}
+    if len(tops) != 1 or None in inside or MOODLE.fullmatch(next(iter(tops))):
+        return files
+    known = any(CANVAS.fullmatch(name) or MOODLE.fullmatch(name) or GRADESCOPE.fullmatch(name) for name in inside)
+    if len(inside) < 2 and not known:
+        return files
+    return [_File(file.parts[1:], file.read, file.order) for file in counted]
+
+
+# Whose they are
+
+
+def _owners(files: list[_File]) -> tuple[list[_Owned], list[Submission]]:
+    """Whose each notebook is; and the students whose files hold no notebook."""
+    metadata = {file.parts[:-1]: file for file in files if file.parts[-1] == METADATA and len(file.parts) <= 2}
+    if metadata:
+        above, file = next(iter(metadata.items()))
+        owner = _gradescope(_metadata(file), len(above))
+    else:
+        owner = _by_name
+    owned, others = [], defaultdict(list)
+    for file in files:
+        for item in owner(file):
+            if file.parts[-1].lower().endswith(".ipynb"):
+                owned.append(item)
+            else:
+                others[item.owner].append(item)
+    have = {item.owner for item in owned}
+    empty = []
+    for student, items in sorted(others.items()):
+        if student not in have:
+            names = ", ".join(item.file.parts[-1] for item in items[:3]) + (" …" if len(items) > 3 else "")
+            late = any(item.late for item in items)
+            problem = f"no notebook (.ipynb) was handed in, only {names}"
+            if any(item.file.parts[-1].lower().endswith(".zip") for item in items):
+                problem += "; a zip within is not opened: unpack it first"
+            empty.append(Submission(student, items[0].name, 0, late, (), ids=items[0].ids, problem=problem))
+    return owned, empty
+
+
+def _by_name(file: _File) -> Iterator[_Owned]:
+    """Whose a file is, by the names that Canvas and Moodle give, else by its folder or its own name."""
+    parts = tuple(part for part in file.parts if part != "..")
+    stem, _, kind = parts[-1].rpartition(".")
+    if moodle := MOODLE.fullmatch(parts[0]):
+        title = "/".join((*parts[1:],)) or moodle["rest"]
+        yield _Owned(moodle["user"], moodle["name"], (), False, title, (0, file.order), file)
+    elif len(parts) == 1 and (canvas := CANVAS.fullmatch(parts[0])):
+        title, n = (canvas["rest"] or "").rpartition(".")[0], 0
+        if copy := COPY.fullmatch(title):
+            title, n = copy["base"], int(copy["n"])
+        user = canvas["user"]
+        attempt = (n, int(canvas["file"] or 0))
+        yield _Owned(user, canvas["name"] or user, (("ID", user),), bool(canvas["late"]), title, attempt, file)
+    elif len(parts) > 1:
+        numbers = [ATTEMPT.fullmatch(part) for part in parts[1:-1]]
+        n = next((int(match[1]) for match in reversed(numbers) if match), 0)
+        yield _Owned(parts[0], parts[0], (("", parts[0]),), False, parts[-1], (n, file.order), file)
+    elif kind.lower() == "ipynb":
+        yield _Owned(stem or parts[0], stem or parts[0], (("", stem),), False, stem, (0, file.order), file)
+
+
+def _gradescope(metadata: dict, depth: int) -> Callable[[_File], Iterator[_Owned]]:
+    """Whose a file is, by Gradescope's list of submitters: each member of a group has the same submission."""
+
+    def owners(file: _File) -> Iterator[_Owned]:
+        parts = tuple(part for part in file.parts[depth:] if part != "..")
+        if len(parts) < 2 or not GRADESCOPE.fullmatch(parts[0]):
+            return
+        entry = metadata.get(parts[0])
+        entry = entry if isinstance(entry, dict) else {}
+        history = entry.get(":history")
+        n = len(history) + 1 if isinstance(history, list) else 1
+        submitters = entry.get(":submitters")
+        submitters = [who for who in submitters if isinstance(who, dict)] if isinstance(submitters, list) else []
+        for who in submitters or [{}]:
+            name, email, sid = (printable(str(who.get(f":{field}") or "")) for field in ("name", "email", "sid"))
+            student = sid or email or name or parts[0]
+            ids = tuple(id for id in (("SIS User ID", sid), ("SIS Login ID", email)) if id[1])
+            order = (n, int(parts[0].split("_")[1]))
+            yield _Owned(student, name or student, ids, False, "/".join(parts[1:]), order, file)
+
+    return owners
+
+
+def _metadata(file: _File) -> dict:
+    """Gradescope's list, as text only: no tag of it makes an object."""
+    try:
+        import yaml
+    except ImportError:
+        raise IntakeError("Gradescope's list of submitters is YAML: pip install pyyaml, then grade again") from None
+    try:
+        data = yaml.load(file.read().decode("utf-8"), Loader=yaml.BaseLoader)
+    except (NotebookError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise IntakeError(f"{METADATA} cannot be read: {printable(str(error))[:200]}") from None
+    if not isinstance(data, dict):
+        raise IntakeError(f"{METADATA} is not the list that Gradescope exports")
+    return data
+
+
+# What counts
+
+
+def _submission(items: list[_Owned]) -> Submission:
+    """One student's files: of those with the same title the latest counts, unless they are about different things."""
+    first = min(items, key=lambda item: item.file.order)
+    notebooks: list[tuple[tuple, Notebook]] = []
+    older: list[str] = []
+    by_title: dict[str, list[_Owned]] = defaultdict(list)
+    for item in items:
+        by_title[item.title].append(item)
+    too_many = len(by_title) > MAX_NOTEBOOKS
+    for title, same in sorted(by_title.items())[:MAX_NOTEBOOKS]:
+        same.sort(key=lambda item: item.attempt)
+        kept = [(same[-1], _read(same[-1]))]
+        for item in reversed(same[:-1][-MAX_NOTEBOOKS:]):
+            defined = [_defined(notebook) for _, notebook in kept]
+            mine = _read(item)
+            if _defined(mine) and all(names and names.isdisjoint(_defined(mine)) for names in defined):
+                kept.append((item, mine))
+            else:
+                older.append("/".join(item.file.parts))
+        notebooks += [((title, item.attempt), notebook) for item, notebook in kept]
+    ordered = tuple(notebook for _, notebook in sorted(notebooks, key=lambda pair: pair[0]))
+    problem = f"more than {MAX_NOTEBOOKS} notebooks; the rest was not read" if too_many else ""
+    attempt = max(item.attempt[0] for item in items)
+    late = any(item.late for item in items if "/".join(item.file.parts) not in older)
+    return Submission(first.owner, first.name, attempt, late, ordered, tuple(sorted(older)), first.ids, problem)
+
+
+def _read(item: _Owned) -> Notebook:
+    name = item.file.parts[-1]
+    try:
+        if ".." in item.file.parts:
+            raise NotebookError(f"the path of {name} leads out of its folder; it was not read")
+        return Notebook(name, tuple(cells_of(name, item.file.read())), attempt=item.attempt[0])
+    except NotebookError as error:
+        return Notebook(name, None, printable(str(error)), item.attempt[0])
+
+
+def _defined(notebook: Notebook) -> frozenset[str]:
+    """The names that a notebook's cells define."""
+    return frozenset(_names(notebook.cells or ()))
+
+
+def _names(cells: Iterable[str]) -> Iterator[str]:
+    for cell in cells:
+        yield from re.findall(r"^(?:def|class)\s+(\w+)", cell, re.MULTILINE)
