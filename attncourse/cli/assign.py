@@ -92,7 +92,10 @@ def run(options: argparse.Namespace) -> int:
     exercises = made.assignment.exercises
     variants = [item for item in exercises if item.variant]
     points = sum(item.points for item in exercises) + sum(q["points"] for q in made.assignment.questions)
-    print(f"{made.assignment.title}: {len(exercises)} exercises, {len(asked)} questions, {points:g} points")
+    counts = [
+        f"{n} {what}{'' if n == 1 else 's'}" for n, what in ((len(exercises), "exercise"), (len(asked), "question"))
+    ]
+    print(f"{made.assignment.title}: {', '.join(counts)}, {points:g} points")
     for item in variants:
         print(f"  {item.id} in its variant {item.variant}")
     print(f"For students:    {made.handout}")

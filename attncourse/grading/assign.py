@@ -80,7 +80,9 @@ def assign(
             handout = made / f"{id}-students.zip"
             _write_handout(handout, assignment, chapters, asked, links, wheel)
             folder = made / f"{id}-instructors"
-            bundle.write(folder, assignment, asked, key, chapters, links, wheel, torch or bundle.pinned(course, "torch"))
+            bundle.write(
+                folder, assignment, asked, key, chapters, links, wheel, torch or bundle.pinned(course, "torch")
+            )
             places = [(path, out / path.name) for path in (handout, folder)]
             _keep(key, assignment, places)
     except BaseException:
