@@ -240,7 +240,8 @@ def _noted(key: Key, assignment: Assignment) -> Assignment:
             if replace(known, made=assignment.made) == assignment:
                 return known
             raise AssignError(
-                f"{key.path} has an assignment {known.id!r} already, of other exercises or questions; choose another title"
+                f"{key.path} has an assignment {known.id!r} already, of other exercises or questions; choose another "
+                "title"
             )
     return assignment
 
