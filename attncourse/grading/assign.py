@@ -5,6 +5,7 @@ place and moved there at the end, so that nothing half-made is left when somethi
 """
 
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -119,8 +120,6 @@ def choose(what: Sequence[str]) -> list[Task]:
 
 def _named(word: str) -> list[Task]:
     """The exercises of one word of the command line."""
-    from attncourse.cli.text import near
-
     name = word.strip().lower().removesuffix(".ipynb")
     if name.isdecimal() and name.isascii():
         if int(name) < len(CHAPTERS):
@@ -130,14 +129,20 @@ def _named(word: str) -> list[Task]:
         name = re.sub(r"^\d\d_", "", name).replace("-", "_")
         if name in CHAPTERS:
             return exercises(name)
-        raise AssignError(f"there is no chapter {word!r}; {near(name, CHAPTERS)}")
+        raise AssignError(f"there is no chapter {word!r}; {_near(name, CHAPTERS)}")
     known = {task.id.lower(): task for task in exercises()}
     if name in known:
         return [known[name]]
     chapter = name.split("/")[0]
     among = [id for id in known if id.split("/")[0] == chapter] or list(known)
-    said = near(name, among) if chapter in CHAPTERS else near(chapter, CHAPTERS)
+    said = _near(name, among) if chapter in CHAPTERS else _near(chapter, CHAPTERS)
     raise AssignError(f"there is no exercise {word!r}; {said}")
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """ "Did you mean …?", or all the names where none is near."""
+    found = difflib.get_close_matches(name, known, 3)
+    return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(known)}"
 
 
 def draw(key: Key, assignment: str, task: Task) -> str | None:

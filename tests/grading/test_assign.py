@@ -22,6 +22,7 @@ from attncourse.grading import bundle, handout
 from attncourse.grading.assign import AssignError, Question, assign, choose, question, read_questions
 from attncourse.grading.handout import Chapter, Links, cleared
 from attncourse.grading.key import Assigned, Key, KeyFileError
+from tests.grading.leaks import leaks
 
 ROOT = Path(__file__).parents[2]
 WHAT = ["5", "gqa", "positions/rotary_scores", "multi_head/all_heads", "multi_head/split_into_heads"]
@@ -256,39 +257,6 @@ def test_the_checksums_are_nbgraders(made):
 # Secrets
 
 
-def forms(key):
-    """The key's secret and all seeds, as they could be written."""
-    secret = bytes.fromhex(json.loads(key.path.read_text("utf-8"))["secret"])
-    found = {secret, secret[::-1]}
-    for assignment in key.assignments:
-        for item in assignment.exercises:
-            for seed in key.seeds(assignment.id, item.id):
-                found |= {seed.to_bytes(8, "big"), seed.to_bytes(8, "little"), str(seed).encode()}
-                found |= {f"{seed:x}".encode(), f"{seed:X}".encode()}
-    for raw in [form for form in found if len(form) in (8, 32)]:
-        found |= {raw.hex().encode(), raw.hex().upper().encode()}
-        for shift in range(3):  # wherever it begins within what is encoded
-            for encode in (base64.b64encode, base64.urlsafe_b64encode):
-                found.add(encode(b"\0" * shift + raw)[(0, 2, 3)[shift] : -4].rstrip(b"="))
-    return found
-
-
-def everything(data, name=""):
-    """(name, bytes) of a file, and of all that is packed in it."""
-    yield name, name.encode()
-    yield name, data
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            yield f"{name} (comment)", archive.comment
-            for member in archive.infolist():
-                yield f"{name}:{member.filename}", member.comment + member.extra
-                yield from everything(archive.read(member), f"{name}:{member.filename}")
-
-
-def leaks(data, key, name=""):
-    return {where for where, content in everything(data, name) for form in forms(key) if form in content}
-
-
 def test_the_secret_and_the_seeds_are_in_nothing_that_a_student_gets(made):
     assert leaks(made[0].handout.read_bytes(), made[1]) == set()
 
@@ -418,6 +386,13 @@ def test_what_cannot_be_is_refused_and_nothing_changes(tmp_path, wheel, change, 
     with pytest.raises((AssignError, KeyFileError), match=words):
         assign(what, title, tmp_path / key, tmp_path / out, **settings)
     assert state(tmp_path) == before
+
+
+def test_without_the_courses_notebooks_it_says_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(handout.attncourse, "__file__", str(tmp_path / "attncourse" / "__init__.py"))
+    with pytest.raises(AssignError, match="in a clone of the course"):
+        assign(["gqa"], "Week 3", tmp_path / "key", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("where", ["github", "nbgrader", "rename", "add"])

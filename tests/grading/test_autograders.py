@@ -18,6 +18,8 @@ import yaml
 from attncourse.grading import bundle, gradescope
 from attncourse.grading.assign import Question, assign
 from attncourse.grading.handout import course_folder
+from attncourse.grading.key import Key
+from tests.grading.leaks import leaks
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.xdist_group("assign")
@@ -125,6 +127,11 @@ def test_where_the_machine_cannot_isolate_nobody_gets_points_or_zero_by_accident
     done, results = run(autograder, isolation="A", before=refuse_namespaces)
     assert done.returncode == 1 and results is None
     assert "The autograder failed, not the submission" in done.stderr and "namespaces are refused" in done.stderr
+
+
+def test_the_package_that_students_get_holds_no_secret_either(made):
+    key = Key.open(made.handout.parents[1] / "key")
+    assert leaks(made.handout.read_bytes(), key) == set()
 
 
 def test_a_submission_without_notebooks_is_told_so(autograder):
