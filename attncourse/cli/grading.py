@@ -184,7 +184,7 @@ def run_class(options: argparse.Namespace) -> int:
     try:
         key = Key.open(options.key) if options.key else None
         assignment = key.assignment(options.assignment) if key else None
-        submissions = find_submissions(options.submissions[0])
+        submissions = find_submissions(options.submissions[0], leave_out=out)
         work = classroom.assigned_work(key, assignment) if key else classroom.work_found(submissions, options.title)
         with classroom.alone_in(out):
             adjusted = out / "adjustments.csv"
@@ -204,6 +204,8 @@ def run_class(options: argparse.Namespace) -> int:
         return failed("grade", error, 2)
     except classroom.ClassError as error:
         return failed("grade", error, 1)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return failed("grade", f"cannot write into {out}: {error}", 1)
     if unknown:

@@ -33,6 +33,7 @@ from attncourse.grading.key import Assigned, Assignment, Key
 from attncourse.grading.telling import tell
 
 FORM = 1  # of the records
+MAX_ERRORS = 50  # of cells, told of one student
 MAX_WORKERS = 6  # forking processes that one grading process keeps, one for each chapter
 
 
@@ -215,9 +216,16 @@ def _record(job: Job, found: Grade) -> dict:
         "graded_by": fingerprint(),
         "isolation": found.isolation,
         "seconds": round(found.seconds, 3),
+        "slow": _is_slow(found),
         "exercises": [exercise | {"variant": variants[exercise["id"]]} for exercise in told],
         "cell_errors": {str(i): text for i, text in sorted(found.cell_errors.items())},
     }
+
+
+def _is_slow(found: Grade) -> bool:
+    """Whether anything in a notebook was stopped for its time, which other work on the machine may have taken."""
+    said = [*found.cell_errors.values(), *(verdict.message for verdict in found.verdicts)]
+    return any("it ran too long" in text or "used up its time" in text for text in said)
 
 
 def local_pool(workers: int) -> Executor:
@@ -305,8 +313,9 @@ def grade_class(
 ) -> list[Graded]:
     """Grade every submission that has no record in `out` yet; all of them, in the order of the submissions.
 
-    pool(n): an executor of n processes that can run `grade_job`; told: called with each student who is done. The
-    caller holds `alone_in(out)`.
+    pool(n): an executor of n processes that can run `grade_job`; told: called with each student who is done. What was
+    stopped for its time while others ran is graded again at the end, alone, and that counts: so grades do not depend on
+    the number of processes. The caller holds `alone_in(out)`.
     """
     records = Records(out / "records")
     plans = {submission.student: plan(submission, work, level) for submission in submissions}
@@ -314,6 +323,8 @@ def grade_class(
     known = {hash: record for hash in by_hash if (record := records.get(hash)) is not None}
     kept = frozenset(known)
     done: dict[str, Graded] = {}
+    again: list[Job] = []
+    crowded = False
 
     def look() -> None:
         for submission in submissions:
@@ -324,6 +335,9 @@ def grade_class(
                 told(done[submission.student])
 
     def arrived(record: dict) -> None:
+        if record.get("slow") and crowded:
+            again.append(by_hash[record["hash"]])
+            return
         if "failed" not in record:
             records.put(record)
         known[record["hash"]] = record
@@ -337,31 +351,43 @@ def grade_class(
             "sysctl kernel.apparmor_restrict_unprivileged_userns=0), or, for notebooks you trust, grade with "
             "--isolation C"
         )
+    crowded = min(workers, len(todo)) > 1
     _run(todo, pool, max(1, min(workers, len(todo))), arrived)
+    crowded = False
+    _run(again, pool, 1, arrived, ahead=1)
     return [done[submission.student] for submission in submissions]
 
 
-def _run(jobs: Sequence[Job], pool: Callable[[int], Executor], width: int, arrived: Callable[[dict], None]) -> None:
-    """Have all jobs done. Where a process dies, those it may have died of run again, each alone."""
+def _run(
+    jobs: Sequence[Job],
+    pool: Callable[[int], Executor],
+    width: int,
+    arrived: Callable[[dict], None],
+    ahead: int | None = None,
+) -> None:
+    """Have all jobs done. Where a process dies, those it may have died of run again, one at a time."""
     waiting = list(jobs)
     while waiting:
-        suspects, waiting = _run_until_broken(waiting, pool, width, arrived)
-        for job in suspects:
-            if _run_until_broken([job], pool, 1, arrived)[0]:
+        suspects, waiting = _run_until_broken(waiting, pool(width), ahead or 2 * width, arrived)
+        while suspects:
+            guilty, suspects = _run_until_broken(suspects, pool(1), 1, arrived)
+            for job in guilty:
                 arrived({"hash": job.hash, "failed": "its grading process was killed, twice: too little memory?"})
 
 
 def _run_until_broken(
-    jobs: Sequence[Job], pool: Callable[[int], Executor], width: int, arrived: Callable[[dict], None]
+    jobs: Sequence[Job], executor: Executor, ahead: int, arrived: Callable[[dict], None]
 ) -> tuple[list[Job], list[Job]]:
-    """Run the jobs; those that were under way when the pool broke, and those not begun: both empty, normally."""
+    """Run the jobs, `ahead` of them submitted at a time.
+
+    Returns those that were under way when a process died, and those not begun: both empty, normally.
+    """
     queue = list(reversed(jobs))
     before = set(multiprocessing.active_children())
-    executor = pool(width)
     running: dict[Future, Job] = {}
     try:
         while queue or running:
-            while queue and len(running) < 2 * width:  # no more, so that few are suspected when a process dies
+            while queue and len(running) < ahead:  # few, since all are suspected when a process dies
                 running[executor.submit(grade_job, queue[-1])] = queue[-1]
                 queue.pop()
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -402,7 +428,7 @@ def _graded(submission: Submission, records: Sequence[dict], work: Work, new: bo
     return Graded(
         submission,
         tuple(found.get(a.id) or blank[a.id] for a in work.exercises),
-        tuple(dict.fromkeys(errors)),
+        tuple(dict.fromkeys(errors))[:MAX_ERRORS],
         tuple(filter(None, (submission.problem, *problems))),
         sum(record.get("seconds", 0.0) for record in records),
         records[0].get("isolation", "") if records else "",

@@ -109,8 +109,11 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         self._control.close()
-        self._process.terminate()
-        self._process.wait()
+        try:
+            self._process.wait(timeout=2)  # it ends by itself, and takes its folder with it
+        except subprocess.TimeoutExpired:
+            self._process.terminate()
+            self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def start(self) -> "Child":

@@ -29,7 +29,8 @@ COMMON = 8  # mistakes in the summary's first list
 def page_name(student: str) -> str:
     """A file name, without its ending, for a student: safe in every file system, and no two are the same."""
     safe = re.sub(r"[^a-z0-9_-]+", "-", student.lower()).strip("-")[:60]
-    if safe == student and safe not in ("con", "prn", "aux", "nul"):
+    taken = safe in ("", "con", "prn", "aux", "nul") or re.search(r"-[0-9a-f]{8}$", safe)  # or could be made below
+    if safe == student and not taken:
         return safe
     digest = hashlib.sha256(student.encode("utf-8", "backslashreplace")).hexdigest()[:8]
     return f"{safe}-{digest}" if safe else digest
@@ -142,7 +143,8 @@ def _questions(work: Work, mark: Mark) -> str:
 
 def _points(e: Mapping, mark: Mark) -> str:
     possible = e["possible"]
-    return f"{plain(mark.exercises[e['id']])} of {plain(possible)} point{'s' if possible != 1 else ''}"
+    said = f"{plain(mark.exercises[e['id']])} of {plain(possible)} point{'s' if possible != 1 else ''}"
+    return said.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _variant(e: Mapping) -> str:

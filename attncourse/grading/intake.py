@@ -11,8 +11,8 @@ import unicodedata
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attncourse.grading.notebook import MAX_BYTES, NotebookError, cells_of, check_size
@@ -22,6 +22,7 @@ MAX_NOTEBOOKS = 40  # of one student
 MAX_RATIO = 200  # of a zip's member that unpacks to more than a megabyte
 MAX_TOTAL = 4 << 30  # bytes unpacked in all
 MAX_DEPTH = 12
+MAX_NAME = 250  # characters of one part of a path, which systems have too
 IGNORED = ("__MACOSX", ".ipynb_checkpoints")
 METADATA = "submission_metadata.yml"
 
@@ -29,8 +30,8 @@ METADATA = "submission_metadata.yml"
 CANVAS = re.compile(
     r"(?P<name>.*?)(?:(?:^|_)(?P<late>LATE))?(?:^|_)(?P<user>anon_\w+?|\d+)_(?:(?P<file>\d+)_(?P<rest>.+)|(?:text|link)\.html)"
 )
-# The first is the participant, in this assignment. Older sites leave the folders out.
-MOODLE = re.compile(r"(?P<name>.+)_(?P<user>\d+)_assignsubmission_(?:file|onlinetext)_?(?P<rest>.*)")
+# The participant, in this assignment; a name has no underscore there. Some sites leave the folders out.
+MOODLE = re.compile(r"(?P<name>[^_]*)_(?P<user>\d+)_assignsubmission_(?:file|onlinetext)_?(?P<rest>.*)")
 GRADESCOPE = re.compile(r"submission_\d+")
 COPY = re.compile(r"(?P<base>.+)-(?P<n>\d{1,4})")  # what Canvas puts after the name of a later attempt
 ATTEMPT = re.compile(r"(?:attempt|try|submission)?[ _-]*(\d{1,4})", re.IGNORECASE)
@@ -91,14 +92,15 @@ class _Owned:
     file: _File
 
 
-def find_submissions(path: Path) -> list[Submission]:
+def find_submissions(path: Path, leave_out: Path | None = None) -> list[Submission]:
     """The submissions in a notebook, a folder of notebooks, a folder of students' folders, or a zip; by student.
 
-    Raises IntakeError where there are none. What is wrong with one student's files is told in that submission.
+    leave_out: a folder that holds none, such as the one where results are written. Raises IntakeError where there are
+    none. What is wrong with one student's files is told in that submission.
     """
     path = Path(path)
     if path.is_dir():
-        files = list(_files_of_folder(path))
+        files = list(_files_of_folder(path, leave_out))
     elif not path.exists():
         raise IntakeError(f"there is no {path}")
     elif path.suffix.lower() == ".ipynb":
@@ -144,14 +146,16 @@ def _is_ignored(file: _File) -> bool:
 # Where files come from
 
 
-def _files_of_folder(root: Path) -> Iterator[_File]:
+def _files_of_folder(root: Path, leave_out: Path | None) -> Iterator[_File]:
     """Every file below `root`, in a fixed order; links to folders are files that cannot be read."""
-    count = 0
+    count, left = 0, leave_out.resolve() if leave_out else None
     for folder, folders, names in os.walk(os.fsencode(root)):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         inside = os.path.relpath(folder, os.fsencode(root))
         above = () if inside == b"." else tuple(shown(part) for part in inside.split(os.sep.encode()))
         folders[:] = sorted(name for name in folders if name not in links and not name.startswith(b"."))
+        if leave_out:
+            folders[:] = [name for name in folders if Path(os.fsdecode(folder), os.fsdecode(name)).resolve() != left]
         if len(above) >= MAX_DEPTH:
             folders.clear()
         for name in sorted(names + links):
@@ -193,10 +197,14 @@ def _files_of_zip(path: Path) -> Iterator[_File]:
         name = member.orig_filename.replace("\\", "/")
         if member.flag_bits & 0x800 == 0:  # not declared as UTF-8, and often is
             name = _recoded(name)
-        parts = tuple(printable(part) for part in name.split("/") if part not in ("", "."))
+        parts = tuple(_short(printable(part)) for part in name.split("/") if part not in ("", "."))
         if name.endswith("/") or not parts:
             continue
         yield _File(parts[:MAX_DEPTH], lambda member=member: _read_member(archive, member, budget), order)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[:150]}…{name[-50:]}"
 
 
 def _recoded(name: str) -> str:
@@ -209,7 +217,7 @@ def _recoded(name: str) -> str:
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: list[int]) -> bytes:
     """A member's bytes, unpacked only as far as the limits go, whatever its header says."""
-    name = printable(member.orig_filename.replace("\\", "/").rsplit("/", 1)[-1])
+    name = _short(printable(member.orig_filename.replace("\\", "/").rsplit("/", 1)[-1]))
     if "\0" in member.orig_filename or ".." in member.orig_filename.replace("\\", "/").split("/"):
         raise NotebookError(f"the path of {name} leads out of its folder; it was not read")
     if stat.S_ISLNK(member.external_attr >> 16):
@@ -250,12 +258,8 @@ def _without_wrapper(files: list[_File]) -> list[_File]:
 
 def _owners(files: list[_File]) -> tuple[list[_Owned], list[Submission]]:
     """Whose each notebook is; and the students whose files hold no notebook."""
-    metadata = {file.parts[:-1]: file for file in files if file.parts[-1] == METADATA and len(file.parts) <= 2}
-    if metadata:
-        above, file = next(iter(metadata.items()))
-        owner = _gradescope(_metadata(file), len(above))
-    else:
-        owner = _by_name
+    metadata = next((file for file in files if file.parts == (METADATA,)), None)  # deeper ones are students' own
+    owner = _gradescope(_metadata(metadata)) if metadata else _by_name(_canvas(files))
     owned, others = [], defaultdict(list)
     for file in files:
         for item in owner(file):
@@ -276,20 +280,66 @@ def _owners(files: list[_File]) -> tuple[list[_Owned], list[Submission]]:
     return owned, empty
 
 
-def _by_name(file: _File) -> Iterator[_Owned]:
+@dataclass(frozen=True)
+class _Canvas:
+    """What the name of a file in Canvas's zip says. sure: whether no other student can be meant."""
+
+    name: str
+    late: bool
+    user: str
+    file: int
+    rest: str
+    sure: bool = True
+
+
+def _canvas(files: Iterable[_File]) -> dict[_File, _Canvas]:
+    """How to read the names that Canvas gives. A student may be called x_77, and a title may begin with numbers.
+
+    So where two names have the same number, one that can be read another way is; what is not sure even then is kept
+    apart, under name and number.
+    """
+    read: dict[_File, _Canvas] = {}
+    other: dict[_File, _Canvas] = {}
+    names: dict[str, set[str]] = defaultdict(set)
+    plain: dict[str, set[str]] = defaultdict(set)
+    for file in files:
+        if len(file.parts) == 1 and (match := CANVAS.fullmatch(file.parts[0])):
+            late, rest = bool(match["late"]), match["rest"] or ""
+            read[file] = _Canvas(match["name"], late, match["user"], int(match["file"] or 0), rest)
+            names[match["user"]].add(match["name"])
+            if (more := re.match(r"(\d+)_(.+)", rest)) and not late:
+                name = f"{match['name']}_{match['user']}"
+                other[file] = _Canvas(name, late, match["file"], int(more[1]), more[2])
+            else:
+                plain[match["user"]].add(match["name"])
+    for file, found in read.items():
+        if len(names[found.user]) > 1 and not (len(plain[found.user]) == 1 and found.name in plain[found.user]):
+            second = other.get(file)
+            if second and len(plain[found.user]) == 1 and not names.get(second.user, {second.name}) - {second.name}:
+                read[file] = second
+            else:
+                read[file] = replace(found, sure=False)
+    return read
+
+
+def _by_name(canvas: Mapping[_File, _Canvas]) -> Callable[[_File], Iterator[_Owned]]:
     """Whose a file is, by the names that Canvas and Moodle give, else by its folder or its own name."""
+    return lambda file: _of_name(file, canvas.get(file))
+
+
+def _of_name(file: _File, canvas: _Canvas | None) -> Iterator[_Owned]:
     parts = tuple(part for part in file.parts if part != "..")
     stem, _, kind = parts[-1].rpartition(".")
     if moodle := MOODLE.fullmatch(parts[0]):
         title = "/".join((*parts[1:],)) or moodle["rest"]
         yield _Owned(moodle["user"], moodle["name"], (), False, title, (0, file.order), file)
-    elif len(parts) == 1 and (canvas := CANVAS.fullmatch(parts[0])):
-        title, n = (canvas["rest"] or "").rpartition(".")[0], 0
+    elif canvas:
+        title, n = canvas.rest.rpartition(".")[0], 0
         if copy := COPY.fullmatch(title):
             title, n = copy["base"], int(copy["n"])
-        user = canvas["user"]
-        attempt = (n, int(canvas["file"] or 0))
-        yield _Owned(user, canvas["name"] or user, (("ID", user),), bool(canvas["late"]), title, attempt, file)
+        owner = canvas.user if canvas.sure else f"{canvas.name}_{canvas.user}"
+        ids = (("ID", canvas.user),) if canvas.sure else ()
+        yield _Owned(owner, canvas.name or canvas.user, ids, canvas.late, title, (n, canvas.file), file)
     elif len(parts) > 1:
         numbers = [ATTEMPT.fullmatch(part) for part in parts[1:-1]]
         n = next((int(match[1]) for match in reversed(numbers) if match), 0)
@@ -298,11 +348,11 @@ def _by_name(file: _File) -> Iterator[_Owned]:
         yield _Owned(stem or parts[0], stem or parts[0], (("", stem),), False, stem, (0, file.order), file)
 
 
-def _gradescope(metadata: dict, depth: int) -> Callable[[_File], Iterator[_Owned]]:
+def _gradescope(metadata: dict) -> Callable[[_File], Iterator[_Owned]]:
     """Whose a file is, by Gradescope's list of submitters: each member of a group has the same submission."""
 
     def owners(file: _File) -> Iterator[_Owned]:
-        parts = tuple(part for part in file.parts[depth:] if part != "..")
+        parts = tuple(part for part in file.parts if part != "..")
         if len(parts) < 2 or not GRADESCOPE.fullmatch(parts[0]):
             return
         entry = metadata.get(parts[0])
@@ -312,7 +362,8 @@ def _gradescope(metadata: dict, depth: int) -> Callable[[_File], Iterator[_Owned
         submitters = entry.get(":submitters")
         submitters = [who for who in submitters if isinstance(who, dict)] if isinstance(submitters, list) else []
         for who in submitters or [{}]:
-            name, email, sid = (printable(str(who.get(f":{field}") or "")) for field in ("name", "email", "sid"))
+            given = [who.get(f":{field}") for field in ("name", "email", "sid")]
+            name, email, sid = (_short(printable(text)) if isinstance(text, str) else "" for text in given)
             student = sid or email or name or parts[0]
             ids = tuple(id for id in (("SIS User ID", sid), ("SIS Login ID", email)) if id[1])
             order = (n, int(parts[0].split("_")[1]))

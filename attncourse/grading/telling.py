@@ -34,6 +34,7 @@ HINTS = {
     "too strict": "A right implementation may differ in the last digits, and in how it is written.",
     "misses": "For each of these, think of the smallest input on which it differs from a right one.",
 }
+MAX_TEXT, MAX_DETAIL = 2000, 20_000  # characters
 SMALL = " `check` in the notebook shows the sizes and numbers of a public case."
 
 
@@ -53,7 +54,7 @@ def tell(verdict: Verdict, cells: Sequence[str], cell_errors: Mapping[int, str],
         "said": _said(verdict, cells, cell_errors) if hidden else _all(verdict),
         "hint": "" if verdict.mistakes and verdict.kind != "misses" else HINTS.get(verdict.kind, ""),
         "advice": list(verdict.advice),
-        "detail": str(Report(verdict)),
+        "detail": str(Report(verdict))[:MAX_DETAIL],
     }
 
 
@@ -70,7 +71,7 @@ def _all(verdict: Verdict) -> list[str]:
     """What `check` says of a public case, but for the mistakes, which are told apart."""
     if verdict.kind in ("passed", "not attempted"):
         return []
-    lines = [verdict.message] if verdict.message else []
+    lines = [verdict.message[:MAX_TEXT]] if verdict.message else []
     if verdict.difference:
         lines += [line for line in str(Report(verdict)).splitlines()[1:] if _is_of_difference(line.strip())]
     return [line.strip() for line in lines]
@@ -120,10 +121,10 @@ def _how_it_raised(message: str, defines: str, cells: Sequence[str], cell_errors
             return told
     name = next((name for name in RAISED if re.match(rf"{name}\b", message)), None)
     said = f"It raised {'an' if name[0] in 'AEIOU' else 'a'} {name}" if name else "It raised an error"
-    found = re.findall(r"line (\d+) of the cell, `([^`]*)`", message)
+    found = re.findall(r"line (\d{1,6}) of the cell, `([^`]*)`", message)
     if found:
         number, code = int(found[-1][0]), found[-1][1].strip()
         own = (cell.splitlines() for cell in cells if re.search(rf"\b(def|class)\s+{defines}\b", cell))
-        if any(number <= len(lines) and lines[number - 1].strip() == code for lines in own):
+        if any(0 < number <= len(lines) and lines[number - 1].strip() == code for lines in own):
             said += f" in line {number} of the cell, `{code}`"
     return f"{said}, on a hidden case.{SMALL}"

@@ -110,7 +110,7 @@ def test_a_column_is_added_where_there_is_none_and_semicolons_stay(tmp_path, fil
     path = tmp_path / "export.csv"
     text = "Student;ID;SIS Login ID;Section;Quiz (1)\n    Points Possible;;;;10\nLovelace, Ada;101;ada;A;7\n"
     path.write_text(text, "utf-8")
-    items = [graded("ada", 3, 0)]
+    items = [graded("ada", 3, 0, ids=(("", "ada"),))]
     filled = fill_gradebook(path, items, WORK, given(items, path=file))
     assert filled.new and filled.text.splitlines() == [
         "Student;ID;SIS Login ID;Section;Quiz (1);Week 3",

@@ -67,6 +67,9 @@ def test_choices_are_stable_and_cover_the_options(path):
         key.choose([], "week-1")
 
 
+UNKNOWN = {"id": "a", "title": "", "exercises": [{"id": "no/such", "points": 1}]}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -75,9 +78,9 @@ def test_choices_are_stable_and_cover_the_options(path):
         ('{"secret": "zz", "assignments": []}', "is no key"),
         ('{"secret": "00", "assignments": []}', "has 1 bytes, but it must have 32"),
         ('{"secret": "%s"}' % ("00" * 32), "is no key"),
-        (json.dumps({"secret": "00" * 32, "assignments": [{"id": "a", "title": "", "exercises": [{"id": "no/such", "points": 1}]}]}), "there is no exercise"),
+        (json.dumps({"secret": "00" * 32, "assignments": [UNKNOWN]}), "there is no exercise"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_key_is_said(path, text, words):
     path.write_text(text, "utf-8")
     path.chmod(0o600)
