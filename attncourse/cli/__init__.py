@@ -1,13 +1,13 @@
-"""The command line: `attncourse list`, `compare`, `kv`, `check` and `grade`."""
+"""The command line: `attncourse list`, `compare`, `kv`, `check`, `assign` and `grade`."""
 
 import argparse
 import os
 import sys
 
 from attncourse import __version__
-from attncourse.cli import compare, grading, kv, listing
+from attncourse.cli import assign, compare, grading, kv, listing
 
-COMMANDS = (listing, compare, kv, grading)  # each adds its parsers, which know what to run
+COMMANDS = (listing, compare, kv, assign, grading)  # each adds its parsers, which know what to run
 
 
 def main(argv: list[str] | None = None) -> int:
