@@ -127,7 +127,8 @@ def fingerprint() -> str:
 def plan(submission: Submission, work: Work, level: str) -> list[Job]:
     """The jobs of a submission: for each chapter, the notebooks that define its exercises.
 
-    Where two notebooks define an exercise, the one with more of its chapter counts, then the last by name.
+    Where two notebooks define an exercise, the one with more of its chapter counts, then the last by name. A chapter
+    that no notebook names anything of has no job: it was not attempted.
     """
     books = [book for book in submission.notebooks if book.cells is not None]
     if not books:
@@ -137,6 +138,8 @@ def plan(submission: Submission, work: Work, level: str) -> list[Job]:
         chapters.setdefault(assigned.id.split("/")[0], []).append(assigned)
     jobs = []
     for chapter in chapters.values():
+        if not any(_names(book, assigned) for book in books for assigned in chapter):
+            continue
         shares = [sum(_mentions(book, assigned) for assigned in chapter) for book in books]
         split: dict[int, list[Assigned]] = {}
         for assigned in chapter:
@@ -144,6 +147,11 @@ def plan(submission: Submission, work: Work, level: str) -> list[Job]:
             split.setdefault(best, []).append(assigned)
         jobs += [_job(books[i], some, chapter, work, level) for i, some in sorted(split.items())]
     return jobs
+
+
+def _names(book: Notebook, assigned: Assigned) -> bool:
+    defines = exercise(assigned.id).defines
+    return any(re.search(rf"\b{defines}\b", cell) for cell in book.cells or ())
 
 
 def _mentions(book: Notebook, assigned: Assigned) -> bool:
@@ -429,6 +437,8 @@ def _graded(submission: Submission, records: Sequence[dict], work: Work, new: bo
         for i, text in record.get("cell_errors", {}).items()
     ]
     problems = [book.problem for book in submission.notebooks if book.problem]
+    if not records and any(book.cells is not None for book in submission.notebooks):
+        problems.append("no exercise of this assignment is in what was handed in")
     return Graded(
         submission,
         tuple(found.get(a.id) or blank[a.id] for a in work.exercises),

@@ -110,13 +110,14 @@ def test_points(first):
     named = {item.submission.student: [m["name"] for e in item.exercises for m in e["mistakes"]] for item in graded}
     assert named["bob"] == ["uniform"] and len(named["cyd"]) == 1
     assert graded[6].cell_errors[0].startswith("Code cell 1: skipped: its process ended")
+    assert graded[9].problems == ("no exercise of this assignment is in what was handed in",)
     assert graded[4].problems == ("eve.ipynb is not whole JSON: the file is empty",)
 
 
 def test_there_is_one_record_for_each_different_notebook(first, work):
     out, _, graded = first
     records = [json.loads(path.read_text("utf-8")) for path in (out / "records").iterdir()]
-    assert len(records) == 7  # ann's and hal's are the same; two cannot be read
+    assert len(records) == 6  # ann's and hal's are the same; two cannot be read, one has no exercise
     for record in records:
         assert (
             not record["slow"]
@@ -195,6 +196,8 @@ def test_each_chapter_is_graded_in_its_own_notebook(tmp_path):
     assert [len(job.cells) for job in plans["bob"]] == [len(SOLVED) + len(chapter)] * 2
     graded = grade_class(submissions, found, tmp_path / "out", pool=Inline)
     assert {item.points for item in graded} == {found.possible}
+    (folder / "02.ipynb").unlink()
+    assert [job.chapter[0].id.split("/")[0] for job in plan(find_submissions(tmp_path)[0], found, "A")] == ["bahdanau"]
 
 
 def test_without_a_key_a_stray_notebook_does_not_change_the_assignment(first, tmp_path):
@@ -349,7 +352,7 @@ def test_killed_at_any_moment_it_finishes_with_nothing_lost_or_doubled(first, fo
     everyone = sorted([*FILES, *(f"more{i}" for i in range(6))])
     assert sorted(lines) == everyone
     after = {path.name: path.stat().st_mtime_ns for path in (out / "records").iterdir()}
-    assert len(after) == 13 and {name: after[name] for name in before} == before
+    assert len(after) == 12 and {name: after[name] for name in before} == before
     for ending in ("feedback/*.html", "results/*.json"):
         assert sorted(path.stem for path in out.glob(ending)) == everyone
     for item in graded:
@@ -417,7 +420,7 @@ def test_what_is_no_longer_handed_in_leaves_the_pages_but_not_the_records(capsys
     (folder / "bob.ipynb").unlink()
     run(capsys, *arguments)
     assert not (graded_once / "feedback" / "ann.html").exists()
-    assert len(list((graded_once / "records").iterdir())) == 7
+    assert len(list((graded_once / "records").iterdir())) == 6
 
 
 def test_a_class_without_a_key(capsys, folder, tmp_path):
