@@ -37,7 +37,6 @@ def main(control_fd: int, level: str, folder: str, extra: bool) -> None:
     control = socket.socket(fileno=control_fd)
     torch.set_num_threads(1)  # a process that ran threads cannot fork safely
     isolation.die_with_parent()
-    isolation.adopt_orphans()
     stub = Path(__file__).resolve().parents[2]
     readable = [*isolation.python_folders(), stub]
     installed = {Path(name).resolve() / "attncourse" for name in sys.path if name}
