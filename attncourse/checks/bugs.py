@@ -1,5 +1,6 @@
 """Exercises of chapter 17: five tests, each for a part of attention where public code has been wrong."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -79,7 +80,7 @@ def faulty_shared_heads(wrong: frozenset[str]) -> Callable:
             key, value = (x.mean(1, keepdim=True).expand(x.shape) for x in (key, value))
         k, v = key[:, reads], value[:, value_reads]
         if "repeats_batch" in wrong:
-            k, v = (x.repeat(n, 1, 1, 1).view(B, H, S, -1) for x in (key, value))
+            k, v = (x.transpose(0, 1).repeat_interleave(n, 0).reshape(B, H, S, -1) for x in (key, value))
         if "repeats_time" in wrong:
             k, v = (x.repeat_interleave(n, 2).view(B, H, S, -1) for x in (key, value))
         output = _attend(query * H**-0.5 if "scaled_by_width" in wrong else query, k, v)
@@ -164,8 +165,8 @@ TEST_SHARED_HEADS = ReverseExercise(
         ),
         Misconception(
             "repeats_batch",
-            "the copies are made along the batch, so a sequence reads another one's heads",
-            "The shape comes out right after a `view`. One sequence alone does not show that two are mixed.",
+            "the heads are brought to the front, copied and not put back, so a sequence reads another one's heads",
+            "The shape comes out right after a `reshape`. With B = 1 it is right: give two sequences.",
             "Five properties",
         ),
         Misconception(
@@ -244,6 +245,9 @@ def faulty_near_mask(wrong: frozenset[str]) -> Callable:
             allowed = (query >= key) & (query // window == key // window)
         if "two_blocks" in wrong:
             allowed = (query >= key) & (query // window - key // window <= 1)
+        if "start_wrapped" in wrong:  # mask[i, p - window + 1 : p + 1]: a negative start counts from the end
+            first = query - window + 1
+            allowed = (key >= torch.where(first < 0, first + S, first)) & (key <= query)
         if "past_lost" in wrong:
             allowed = allowed & (key >= S - T)
         return ~allowed if "inverted" in wrong else allowed
@@ -260,8 +264,8 @@ TEST_NEAR_MASK = ReverseExercise(
     minutes=15,
     points=3,
     too_strict=(
-        "The contract has no two readings: T is at most S, query i stands at position S − T + i, and `window` counts "
-        "the query's own token. Compare what is boolean with `torch.equal`."
+        "The contract has no two readings: T is at least 1 and at most S, query i stands at position S − T + i, and "
+        "`window` counts the query's own token. Compare what is boolean with `torch.equal`."
     ),
     right={
         "distances": _by_distance,
@@ -327,6 +331,13 @@ TEST_NEAR_MASK = ReverseExercise(
             "two_sided",
             "the window reaches forward too",
             "Right for the last query, which has nothing after it, and so for T = 1.",
+            "A window off by one",
+        ),
+        Misconception(
+            "start_wrapped",
+            "rows at the start of the text are cut from a negative place, which counts from the end",
+            "Right once `window` tokens are there, the query's own among them, and for a window twice as long as the "
+            "text. Give queries from the start, T = S, and a window of 3.",
             "A window off by one",
         ),
         Misconception(
@@ -402,6 +413,8 @@ def _masked_in_float64(scores: Tensor, mask: Tensor, padding: Tensor) -> Tensor:
 def faulty_half_masking(wrong: frozenset[str]) -> Callable:
     def half_masking(scores, mask, padding):
         dtype, lowest = scores.dtype, torch.finfo(scores.dtype).min
+        if "base_two" in wrong:
+            scores = scores * math.log(2)
         if "padding_of_queries" in wrong:
             padding = padding[..., -scores.shape[2] :].mT
         allowed = (mask if "padding_ignored" in wrong else mask & padding).expand(scores.shape)
@@ -516,6 +529,12 @@ TEST_HALF_MASKING = ReverseExercise(
             "the softmax runs over the queries",
             "Its columns sum to 1. A row with an allowed key does.",
             "Rows that see nothing",
+        ),
+        Misconception(
+            "base_two",
+            "the weights are powers of 2, not of e: exp2, and the factor log2(e) forgotten",
+            "Rows sum to 1, forbidden keys weigh 0, and a constant does not matter. Compare once with the softmax.",
+            "Which test catches which bug",
         ),
         Misconception(
             "padding_of_queries",
@@ -641,8 +660,8 @@ TEST_CAUSAL_FEATURES = ReverseExercise(
     too_strict=(
         "A feature is exp(w·u − |u|²/2) with u = x / D^(1/4); what it gives is not softmax attention but an estimate "
         "of it. Compare with a tolerance (`torch.allclose(…, atol=1e-3)`), and only on inputs that the task allows: "
-        "queries and keys of D up to 8 numbers, each between −4 and 4, and a projection of plain `torch.randn`, with "
-        "16 rows or more."
+        "queries and keys of D up to 8 numbers, each between −4 and 4, values between −10 and 10, and a projection "
+        "of plain `torch.randn`, with 16 rows or more."
     ),
     right={
         "a triangle of weights": _triangle,
@@ -811,6 +830,8 @@ def faulty_rotation(wrong: frozenset[str]) -> Callable:
                 start = 0
             if "calls_counted" in wrong:
                 start = call
+            if "last_chunk_counted" in wrong:
+                start = int(sizes[call - 1]) if call else 0
             if "one_ahead" in wrong:
                 start = done + (call > 0)
             place = torch.arange(start, start + n)
@@ -839,7 +860,7 @@ TEST_ROTATION = ReverseExercise(
     given=("attncourse.positions",),
     too_strict=(
         "Right scores turn half-split pairs, are divided by nothing, and are 0 where the key comes after the query "
-        "(`.tril()`). Right code rounds: `torch.allclose(…, atol=1e-4)`."
+        "(`.tril()`). The sizes are at least 1 and add up to T. Right code rounds: `torch.allclose(…, atol=1e-4)`."
     ),
     right={
         "turned, then stored": _stored_turned,
@@ -875,6 +896,12 @@ TEST_ROTATION = ReverseExercise(
             "calls_counted",
             "positions grow by one for each call, not for each token",
             "Right in one pass, and for one token at a time. Give chunks of several, one after the other.",
+            "Positions that start again",
+        ),
+        Misconception(
+            "last_chunk_counted",
+            "positions go on from the size of the last chunk alone, not of all before it",
+            "Right for two chunks. Give three or more.",
             "Positions that start again",
         ),
         Misconception(

@@ -5,6 +5,7 @@ This file holds no reference and no expectation, so that it can run beside untru
 
 import dis
 import linecache
+import random
 import signal
 import sysconfig
 import threading
@@ -150,9 +151,14 @@ def run(target: Any, script: Script, forbidden: Iterable[str] = (), seconds: flo
 
 
 def run_test(test: Callable, candidate: Callable) -> Outcome:
-    """Run a learner's test on one candidate: False, AssertionError or an error of the candidate rejects it."""
+    """Run a learner's test on one candidate: False, AssertionError or an error of the candidate rejects it.
+
+    Torch's random numbers and Python's are the same in every run, and the learner's own are left as they were.
+    """
+    state = random.getstate()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
+        random.seed(0)
         try:
             returned = test(candidate)
             accepted = returned is None or bool(returned)
@@ -160,6 +166,8 @@ def run_test(test: Callable, candidate: Callable) -> Outcome:
             return Outcome(False)
         except (Exception, SystemExit) as error:
             return Outcome(False, _failure(error))
+        finally:
+            random.setstate(state)
     if returned is None:
         return Outcome(True, said_nothing=True)
     kind = str(returned.dtype) if isinstance(returned, Tensor) else type(returned).__name__

@@ -145,7 +145,7 @@ def judge(exercise: ReverseExercise, asked: Sequence[Candidate], outcomes: Seque
     if missed:
         found = n_wrong - len(missed)
         text = f"It accepts every right implementation and rejects {found} of {n_wrong} wrong ones."
-        if any(outcome.said_nothing for outcome in outcomes):
+        if not found and any(outcome.said_nothing for outcome in outcomes):
             text += " It returns None, which counts as accepted: is a `return` or an `assert` missing?"
         text += " It lets through:"
         return Verdict(exercise, "misses", text, missed, share=found / n_wrong)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,19 +47,19 @@ def _arrow(tip: Sequence[float], along: Sequence[float]) -> str:
 
 @cache
 def _layout(given: str) -> tuple:
-    """Lines, curves and labels of the wide drawing: they depend on few things, and take a second."""
+    """Lines, ways and labels of the wide drawing: they depend on few things, and take seconds."""
     nodes, theorems = json.loads(given)
-    height = max(map_wide.node_box(node).bottom for node in nodes) + 20
+    height = max(map_wide.node_box(node).bottom for node in nodes) + 16
     lines = map_wide.lines_between(theorems)
-    curves = map_wide.route(nodes, lines, height)
-    return lines, curves, map_wide.place_labels(nodes, lines, curves, height), height
+    ways = map_wide.route(nodes, lines, height)
+    return lines, ways, map_wide.place_labels(nodes, lines, ways, height), height
 
 
 def layout(nodes: Sequence[Mapping], theorems: Sequence[Mapping]) -> tuple:
-    """The wide drawing's lines, curves, boxes of their conditions, and height."""
+    """The wide drawing's lines, their ways, the places of their conditions, and the height."""
     few = [{key: node[key] for key in ("id", "short", "family", "date")} for node in nodes]
     small = [
-        {"i": i} | {key: theorem[key] for key in ("of", "kind", "condition", "holds")}
+        {"i": i} | {key: theorem[key] for key in ("id", "of", "kind", "condition", "holds")}
         for i, theorem in enumerate(theorems)
     ]
     return _layout(json.dumps([few, small]))
@@ -86,55 +87,73 @@ def _linked(content: str, kind: str, href: str | None, label: str, rest: str) ->
     return f'<a class="{kind}" {to}aria-label="{escape(label)}"{rest}>{content}</a>'
 
 
-def _d(points: Any) -> str:
-    start, *rest = [f"{x:.1f} {y:.1f}" for x, y in points]
-    return f"M{start}C{' '.join(rest)}"
+def _d(way: Any) -> str:
+    """A way with rounded corners."""
+    places = [way[0]] + [b for a, b in pairwise(way) if abs(b - a).sum() > 0.01]
+    drawn = "M{:.1f} {:.1f}".format(*places[0])
+    for before, here, after in zip(places, places[1:], places[2:], strict=False):
+        reach = min(8, abs(here - before).sum() / 2, abs(after - here).sum() / 2)
+        start = here + np.sign(before - here) * reach
+        end = here + np.sign(after - here) * reach
+        drawn += "L{:.1f} {:.1f}Q{:.1f} {:.1f} {:.1f} {:.1f}".format(*start, *here, *end)
+    return drawn + "L{:.1f} {:.1f}".format(*places[-1])
 
 
-def _part(points: Any, begin: float, end: float) -> Any:
-    """The part of a cubic curve between two of its parameters."""
-    for cut, first in ((end, True), (begin / end, False)):
-        a, b, c, d = points
-        ab, bc, cd = a + (b - a) * cut, b + (c - b) * cut, c + (d - c) * cut
-        abc, bcd = ab + (bc - ab) * cut, bc + (cd - bc) * cut
-        middle = abc + (bcd - abc) * cut
-        points = (a, ab, abc, middle) if first else (middle, bcd, cd, d)
-    return points
+def _broken(way: Any) -> str:
+    """A way with a gap in the middle of its longest piece, and a cross in the gap."""
+    x, y, _ = map_wide.middle(way)
+    k = int(np.argmax(np.abs(np.diff(way, axis=0)).sum(1)))
+    aside = np.sign(way[k + 1] - way[k]) * 8
+    place = np.array((x, y))
+    return _d(np.array([*way[: k + 1], place - aside])) + _d(np.array([place + aside, *way[k + 1 :]])) + _cross(x, y)
 
 
-def _edge(line: map_wide.Line, points: Any, of: Sequence[int], theorems: Sequence[int]) -> str:
-    """One line of the wide drawing."""
+def _edge(line: map_wide.Line, way: Any, of: Sequence[int], kind: str, tracks: Mapping[str, Box]) -> str:
+    """One line of the wide drawing; where it ends at a rail stands a ring, where it crosses one a gap in the rail."""
     broken = "" if line.holds else " ac-broken"
     limit = " ac-limit" if line.kind == "limit" else ""
-    if line.holds:
-        drawn = _d(points)
-    else:
-        x, y = map_wide.curve(points, np.array([0.5]))[0]
-        drawn = _d(_part(points, 0, 0.43)) + _d(_part(points, 0.57, 1))
-        drawn += _cross(x, y)
-    head = _arrow(points[3], points[3] - points[2]) if line.kind == "limit" else ""
-    marks = f'data-of="{" ".join(map(str, of))}" data-is="{" ".join(map(str, theorems))}"'
-    hit = f'<path class="ac-hit" d="{_d(points)}"/>'
-    return f'<g class="ac-line" {marks}>{hit}<path class="ac-edge{limit}{broken}" d="{drawn}"/>{head}</g>'
+    drawn = _d(way) if line.holds else _broken(way)
+    last = next(b - a for a, b in zip(way[-2::-1], way[:0:-1], strict=True) if abs(b - a).sum() > 0.01)
+    head = _arrow(way[-1], last) if line.kind == "limit" else ""
+    gaps, rings = "", ""
+    for name, rail in tracks.items():
+        for (left, top, _, bottom), x in zip(map_wide.pieces(way), way[:, 0], strict=False):
+            if name not in line.of and rail.left < x < rail.right and top < rail.top and bottom > rail.bottom:
+                gaps += f"M{left:.1f} {rail.top - 1:.1f}V{rail.bottom + 1:.1f}"
+        for x, y in (way[0], way[-1]):
+            if name in line.of and rail.left < x < rail.right and y in (rail.top, rail.bottom) and not head:
+                rings += f'<circle class="ac-ring" cx="{x:.1f}" cy="{(rail.top + rail.bottom) / 2:g}" r="3"/>'
+    marks = f'data-of="{" ".join(map(str, of))}" data-is="{" ".join(str(theorem["i"]) for theorem in line.theorems)}"'
+    gap = f'<path class="ac-gap" d="{gaps}"/>' if gaps else ""
+    hit = f'<path class="ac-hit" d="{_d(way)}"/>'
+    edge = f'<path class="ac-edge{limit}{broken}" d="{drawn}"/>'
+    return f'<g class="ac-line {kind}" {marks}>{hit}{gap}{edge}{head}{rings}</g>'
 
 
 def wide(nodes: Sequence[Mapping], theorems: Sequence[Mapping], at: Mapping[str, int], link: Link) -> str:
-    """Regions, lines, cards and conditions; what is written comes last, so that nothing runs over it."""
-    lines, curves, labels, height = layout(nodes, theorems)
+    """Regions, rails, lines, cards and conditions; what is written comes last, so that nothing runs over it."""
+    lines, ways, spots, height = layout(nodes, theorems)
     names = {node["id"]: node for node in nodes}
+    tracks = map_wide.rails(nodes)
     parts = [_years(height)]
-    for family, (box, name) in map_wide.regions(nodes).items():
-        parts.append(
-            f'<g class="{_class(family)}">{_rect(box, "ac-region", 14)}'
-            f'<text class="ac-region-name" x="{name.left:.1f}" y="{name.bottom - 3.5:.1f}">{escape(family)}</text></g>'
+    heads = []
+    for family, (boxes, name) in map_wide.regions(nodes).items():
+        parts.append(f'<g class="ac-region {_class(family)}">{"".join(_rect(box, "", 12) for box in boxes)}</g>')
+        heads.append(
+            f'<text class="ac-region-name" x="{name.left:.1f}" y="{name.bottom - 3.5:.1f}">{escape(family)}</text>'
         )
-    for line, points in zip(lines, curves, strict=True):
-        indices = [theorem["i"] for theorem in line.theorems]
-        parts.append(_edge(line, points, sorted({at[name] for name in line.of}), indices))
-    for line, points, boxes in zip(lines, curves, labels, strict=True):
-        parts += _conditions(line, points, boxes, theorems, names, link)
+    for name, rail in tracks.items():
+        y = (rail.top + rail.bottom) / 2
+        kind = _class(names[name]["family"])
+        parts.append(f'<path class="ac-rail {kind}" data-node="{at[name]}" d="M{rail.left:.1f} {y:g}H{rail.right:g}"/>')
+    for line, way in zip(lines, ways, strict=True):
+        kind = _class(names[line.of[0]]["family"])
+        parts.append(_edge(line, way, sorted({at[name] for name in line.of}), kind, tracks))
+    parts += heads
     for node in sorted(nodes, key=lambda node: at[node["id"]]):
         parts.append(_card(node, at[node["id"]], theorems, link))
+    ordered = sorted((spot for of in spots for spot in of), key=lambda spot: not spot.quiet)
+    parts += [_condition(spot, theorems, names, link) for spot in ordered]
     about = "From left to right in time. Every line is a theorem, with its condition; the list below has them all."
     return _svg("wide", map_wide.WIDTH, height, "Map of attention", about, "".join(parts))
 
@@ -150,35 +169,23 @@ def _years(height: float) -> str:
     return f'<path class="ac-columns" d="{lines}"/>{numbers}'
 
 
-def _conditions(
-    line: map_wide.Line,
-    points: Any,
-    boxes: Sequence[Box] | None,
-    theorems: Sequence[Mapping],
-    names: Mapping[str, Mapping],
-    link: Link,
-) -> list[str]:
-    """The conditions of a line, each a link to its chapter; a dot for each where there is no room."""
-    if boxes is None:
-        count = len(line.theorems)
-        ts = np.array([(i + 1) / (count + 1) for i in range(count)])
-        middles = map_wide.curve(points, ts)
-        drawn = [f'<circle class="ac-dot" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in middles]
-    else:
-        drawn = [
-            f'{_rect(box, "ac-hit", 3)}<text x="{(box.left + box.right) / 2:.1f}" y="{box.bottom - 3:.1f}">'
-            f"{escape(text)}</text>"
-            for text, box in zip(map_wide.texts(line), boxes, strict=True)
-        ]
-    found = []
-    for theorem, content in zip(line.theorems, drawn, strict=False):
-        i = theorem["i"]
-        href = link("notebooks/" + theorems[i]["chapter"], "")
-        found.append(
-            _linked(content, "ac-theorem", href, named(theorems[i], names), f' data-theorem="{i}" tabindex="-1"')
+def _condition(spot: map_wide.Spot, theorems: Sequence[Mapping], names: Mapping[str, Mapping], link: Link) -> str:
+    """A theorem's condition, a link to its chapter; one that is not always written is a dot until it is chosen."""
+    theorem = theorems[spot.theorem["i"]]
+    drawn = ""
+    if spot.quiet:
+        kind = _class(names[theorem["of"][0]]["family"])
+        drawn = f'<circle class="ac-dot {kind}" cx="{spot.x:.1f}" cy="{spot.y:.1f}" r="3"/>'
+        drawn += f'<circle class="ac-hit" cx="{spot.x:.1f}" cy="{spot.y:.1f}" r="9"/>'
+    for n, (text, box) in enumerate(zip(map_wide.texts(theorem), spot.boxes, strict=False)):
+        fails = ' class="ac-fails"' if n else ""
+        hit = "" if spot.quiet else _rect(box, "ac-hit", 3)
+        drawn += (
+            f'{hit}<text{fails} x="{(box.left + box.right) / 2:.1f}" y="{box.bottom - 3:.1f}">{escape(text)}</text>'
         )
-    extra = drawn[len(line.theorems) :]
-    return found + [f'<g class="ac-theorem ac-fails">{content}</g>' for content in extra]
+    href = link("notebooks/" + theorem["chapter"], "")
+    kind = "ac-theorem ac-quiet" if spot.quiet else "ac-theorem"
+    return _linked(drawn, kind, href, named(theorem, names), f' data-theorem="{spot.theorem["i"]}" tabindex="-1"')
 
 
 def _card(node: Mapping, i: int, theorems: Sequence[Mapping], link: Link) -> str:

@@ -131,6 +131,15 @@ def test_a_test_that_returns_nothing_is_asked_for_its_return():
     assert "is a `return` or an `assert` missing?" in evaluate(ID, lambda candidate: None).message
 
 
+def test_a_test_of_asserts_alone_that_finds_something_is_not_asked_for_its_return():
+    def test(candidate):
+        assert candidate(*given()).shape == (2, 3, 5)
+
+    verdict = evaluate(ID, test)
+    assert verdict.kind == "misses" and 0 < verdict.share < 1
+    assert "None" not in verdict.message
+
+
 def test_a_number_is_no_answer_of_a_test():
     verdict = evaluate(ID, lambda candidate: torch.zeros(()))
     assert verdict.kind == "raised" and "returned a torch.float32, not True or False" in verdict.message
@@ -331,12 +340,15 @@ def test_the_tests_random_numbers_are_the_same_for_every_implementation():
     seen = []
 
     def test(candidate):
-        seen.append(torch.rand(()).item())
+        seen.append((torch.rand(()).item(), random.random()))
+        if len(seen) % 2:
+            raise AssertionError  # Python's stream is put back then, too
         return good(candidate)
 
-    before = torch.get_rng_state()
-    assert evaluate(ID, test).passed
-    assert len(set(seen)) == 1 and torch.equal(before, torch.get_rng_state())
+    before, pythons = torch.get_rng_state(), random.getstate()
+    evaluate(ID, test)
+    assert len(seen) > 2 and len(set(seen)) == 1
+    assert torch.equal(before, torch.get_rng_state()) and random.getstate() == pythons
 
 
 def test_what_a_test_prints_does_not_matter(capsys):

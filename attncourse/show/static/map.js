@@ -22,7 +22,7 @@ attncourse.piece("map", (root, data) => {
     const { theorems, nodes } = choice ? belongs(choice) : { theorems: [], nodes: [] };
     for (const svg of drawings) {
       svg.classList.toggle("ac-some", !!choice);
-      svg.querySelectorAll(".ac-node, .ac-theorem, .ac-line").forEach((part) => {
+      svg.querySelectorAll(".ac-node, .ac-theorem, .ac-line, .ac-rail").forEach((part) => {
         const { node, theorem, is } = part.dataset;
         const own = is === undefined ? [] : is.split(" ").map(Number);
         const lit = theorems.includes(+theorem) || nodes.includes(+node) || own.some((i) => theorems.includes(i));
@@ -68,7 +68,7 @@ attncourse.piece("map", (root, data) => {
 
   // The choice that a part of a drawing stands for.
   function choiceOf(target) {
-    const part = target.closest(".ac-node, .ac-theorem, .ac-line");
+    const part = target.closest(".ac-node, .ac-theorem, .ac-line, .ac-rail");
     if (!part) return null;
     const { node, theorem, is } = part.dataset;
     if (node !== undefined) return { node: +node };
@@ -100,10 +100,10 @@ attncourse.piece("map", (root, data) => {
       const choice = choiceOf(part);
       if (choice.node !== undefined) from = choice.node;
       pin(choice);
-      // What has the focus must not lie under the panel, which sticks to the bottom of a narrow window.
-      if (down && part.getBoundingClientRect().bottom > said.getBoundingClientRect().top) {
-        part.scrollIntoView({ block: "center" });
-      }
+      // What the keyboard has come to must not lie under the panel, which sticks to the bottom of a narrow window. A
+      // press of the pointer must not scroll: its click would land on something else.
+      const hidden = part.getBoundingClientRect().bottom > said.getBoundingClientRect().top;
+      if (down && hidden && part.matches(":focus-visible")) part.scrollIntoView({ block: "center" });
     }));
     svg.addEventListener("keydown", (event) => {
       const choice = choiceOf(event.target);

@@ -98,7 +98,7 @@ def _(candidate):
 @lax_test(
     "test_shared_heads",
     "as many key-value heads as query heads",
-    *_all_but(_SHARED, "size_for_count", "first_head", "averaged", "scaled_by_width"),
+    *_all_but(_SHARED, "size_for_count", "first_head", "averaged", "repeats_batch", "scaled_by_width"),
 )
 def _(candidate):
     given = _heads(H=4, G=4)
@@ -120,7 +120,12 @@ def _(candidate):
 
 
 @lax_test(
-    "test_shared_heads", "a group against G = H, no attention written out", "first_head", "averaged", "scaled_by_width"
+    "test_shared_heads",
+    "a group against G = H, no attention written out",
+    "first_head",
+    "averaged",
+    "repeats_batch",
+    "scaled_by_width",
 )
 def _(candidate):
     query, key, value = _heads(H=6, G=2)
@@ -159,7 +164,15 @@ def _(candidate):
     return all(_close(output[:, h], output[:, h + 1]) for h in (0, 1, 3, 4))
 
 
-@lax_test("test_shared_heads", "one sequence, one key", "queries_averaged", "repeats_time", "scaled_by_width")
+@lax_test("test_shared_heads", "one sequence", "repeats_batch")
+def _(candidate):
+    given = _heads(B=1)
+    return _close(candidate(*given), _by_head(*given))
+
+
+@lax_test(
+    "test_shared_heads", "one sequence, one key", "queries_averaged", "repeats_batch", "repeats_time", "scaled_by_width"
+)
 def _(candidate):
     given = _heads(B=1, S=1)
     return _close(candidate(*given), _by_head(*given))
@@ -233,7 +246,7 @@ def _(candidate):
 
 _NEAR = (
     *("one_too_many", "one_too_few", "self_excluded", "half_each_side", "top_left", "past_lost"),
-    *("window_when_empty", "single_sees_all", "two_sided", "own_block", "two_blocks", "inverted"),
+    *("window_when_empty", "single_sees_all", "two_sided", "start_wrapped", "own_block", "two_blocks", "inverted"),
 )
 
 
@@ -247,12 +260,18 @@ def _(candidate):
     return torch.equal(candidate(8, 8, 3), _window(8, 8, 3))
 
 
-@lax_test("test_near_mask_with_cache", "several queries, never one", "single_sees_all")
+@lax_test("test_near_mask_with_cache", "never the start of the text", "start_wrapped")
+def _(candidate):
+    sizes = ((4, 13, 3), (2, 12, 5), (1, 12, 4))
+    return all(torch.equal(candidate(T, S, window), _window(T, S, window)) for T, S, window in sizes)
+
+
+@lax_test("test_near_mask_with_cache", "several queries, never one", "single_sees_all", "start_wrapped")
 def _(candidate):
     return all(torch.equal(candidate(T, 12, 5), _window(T, 12, 5)) for T in (2, 3, 7))
 
 
-@lax_test("test_near_mask_with_cache", "one query, as when decoding", "two_sided")
+@lax_test("test_near_mask_with_cache", "one query, as when decoding", "two_sided", "start_wrapped")
 def _(candidate):
     return torch.equal(candidate(1, 12, 5), _window(1, 12, 5))
 
@@ -273,7 +292,12 @@ def _(candidate):
 
 
 @lax_test(
-    "test_near_mask_with_cache", "how many keys the last row has", "self_excluded", "single_sees_all", "two_sided"
+    "test_near_mask_with_cache",
+    "how many keys the last row has",
+    "self_excluded",
+    "single_sees_all",
+    "two_sided",
+    "start_wrapped",
 )
 def _(candidate):
     return bool(candidate(3, 10, 4)[-1].sum() == 4)
@@ -286,6 +310,7 @@ def _(candidate):
     "past_lost",
     "single_sees_all",
     "two_sided",
+    "start_wrapped",
     "own_block",
 )
 def _(candidate):
@@ -418,7 +443,8 @@ def _(candidate):
 
 _MASKING = (
     *("minus_billion", "small_fill", "zero_fill", "nan_row", "row_spread", "minima_added", "no_maximum"),
-    *("maximum_of_all", "after_softmax", "over_queries", "padding_of_queries", "padding_ignored", "returns_float32"),
+    *("maximum_of_all", "after_softmax", "over_queries", "base_two", "padding_of_queries", "padding_ignored"),
+    "returns_float32",
 )
 
 
@@ -431,7 +457,8 @@ def _(candidate):
 @lax_test(
     "test_half_masking",
     "float32, small scores, no empty row",
-    *_all_but(_MASKING, "zero_fill", "after_softmax", "over_queries", "padding_of_queries", "padding_ignored"),
+    *("minus_billion", "small_fill", "nan_row", "row_spread", "minima_added", "no_maximum", "maximum_of_all"),
+    "returns_float32",
 )
 def _(candidate):
     scores, mask, padding = _scores()
@@ -480,6 +507,7 @@ def _(candidate):
     "zero_fill",
     "no_maximum",
     "maximum_of_all",
+    "base_two",
     "padding_of_queries",
     "returns_float32",
 )
@@ -487,6 +515,20 @@ def _(candidate):
     scores, mask, padding = _scores()
     sums = candidate(scores.half(), mask, padding).float().sum(-1)
     return torch.allclose(sums, (mask & padding).any(-1).expand(sums.shape).float(), atol=5e-3)
+
+
+@lax_test("test_half_masking", "four laws, no softmax written out", "base_two")
+def _(candidate):
+    """The dtype stays; forbidden keys and empty rows weigh 0; a constant and forbidden scores do not matter."""
+    scores, mask, padding = _scores()
+    allowed = (mask & padding).expand(scores.shape)
+    for dtype in (torch.float16, torch.float32):
+        steps = (16 * scores.round()).to(dtype)
+        weights = candidate(steps, mask, padding)
+        assert weights.dtype == dtype and (weights[~allowed] == 0).all()
+        assert torch.allclose(weights.float().sum(-1), allowed.any(-1).float(), atol=5e-3)
+        for other in (steps - 20000, torch.where(allowed, steps, steps + 500)):
+            assert torch.allclose(candidate(other, mask, padding), weights, atol=2e-3)
 
 
 @lax_test("test_half_masking", "no NaN", *_all_but(_MASKING, "minus_billion", "nan_row"))
@@ -503,6 +545,7 @@ def _(candidate):
     "maximum_of_all",
     "after_softmax",
     "over_queries",
+    "base_two",
     "returns_float32",
 )
 def _(candidate):
@@ -786,9 +829,9 @@ def _(candidate):
 # --- test_rotation_with_cache: tests that let something through -------------------------------------------------
 
 _ROTATION = (
-    *("positions_restart", "queries_restart", "one_position", "calls_counted", "one_ahead", "turned_again"),
-    *("layouts_mixed", "interleaved", "two_angles", "heads_for_tokens", "exponent", "queries_backwards"),
-    "keys_not_turned",
+    *("positions_restart", "queries_restart", "one_position", "calls_counted", "last_chunk_counted", "one_ahead"),
+    *("turned_again", "layouts_mixed", "interleaved", "two_angles", "heads_for_tokens", "exponent"),
+    *("queries_backwards", "keys_not_turned"),
 )
 
 
@@ -810,6 +853,7 @@ def _(candidate):
     "queries_restart",
     "one_position",
     "calls_counted",
+    "last_chunk_counted",
     "one_ahead",
     "turned_again",
 )
@@ -818,12 +862,17 @@ def _(candidate):
     return _close(candidate(*given, torch.tensor([10])), _products(*given))
 
 
+@lax_test("test_rotation_with_cache", "two chunks, against an implementation", "last_chunk_counted")
+def _(candidate):
+    given = _pairs()
+    return all(_close(candidate(*given, torch.tensor(n)), _products(*given)) for n in ([4, 6], [7, 3]))
+
+
 @lax_test(
     "test_rotation_with_cache",
     "chunks against one pass",
-    *_all_but(
-        _ROTATION, "positions_restart", "queries_restart", "one_position", "calls_counted", "one_ahead", "turned_again"
-    ),
+    *("layouts_mixed", "interleaved", "two_angles", "heads_for_tokens", "exponent", "queries_backwards"),
+    "keys_not_turned",
 )
 def _(candidate):
     return _agree(candidate, [10], [3, 1, 2, 4], [1] * 10)
