@@ -140,6 +140,10 @@ def test_bad_input_leaves_a_cache_unchanged(name):
         (ValueError, lambda: layer(x[:, :2, :-1], cache=cache)),
         (ValueError, lambda: layer(x[:, :2], mask=torch.ones(B, 1, 1, 4, dtype=torch.bool), cache=cache)),
         (TypeError, lambda: layer(x[:, :2], mask=torch.ones(B, 1, 1, 7), cache=cache)),
+        (
+            ValueError,
+            lambda: layer(x[:, :2], mask=torch.ones(B, 1, 1, 7, dtype=torch.bool, device="meta"), cache=cache),
+        ),
         (TypeError, lambda: layer(x[:, :2].float(), cache=cache)),
         (TypeError, lambda: layer(x[:, :2], cache=other.new_cache(B, T))),
     ]

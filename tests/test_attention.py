@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attncourse.attention import check_mask, masked_softmax, scaled_dot_product_attention
+from attncourse.attention import (
+    check_at_least_one,
+    check_mask,
+    check_shared_heads,
+    masked_softmax,
+    scaled_dot_product_attention,
+)
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 B, H, T, S, D, DV = 2, 3, 4, 7, 5, 6
@@ -379,3 +385,47 @@ def test_check_mask():
         check_mask(random_mask(1, 2, 3), (2, 3))
     with pytest.raises(TypeError, match=r"torch\.uint8"):
         check_mask(torch.ones(2, 3, dtype=torch.uint8), (2, 3))
+
+
+def test_a_size_that_is_a_fraction_is_a_type_error():
+    with pytest.raises(TypeError, match=r"window=2\.5, but it must be an integer"):
+        check_at_least_one(block=3, window=2.5)
+
+
+@pytest.mark.parametrize("return_weights", [False, True])
+@pytest.mark.parametrize(
+    ("bias", "error", "message"),
+    [
+        (torch.zeros(4, 6), ValueError, r"bias has shape \(4, 6\), which does not broadcast to \(2, 3, 4, 7\)"),
+        (torch.zeros(4, 7).double(), TypeError, "dtypes differ: bias torch.float64, query torch.float32"),
+        (torch.zeros(4, 7, device="meta"), ValueError, "devices differ: bias meta, query cpu"),
+    ],
+)
+def test_a_bias_that_does_not_fit_is_refused(bias, error, message, return_weights):
+    query, key = torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 7, 5)
+    with pytest.raises(error, match=message):
+        scaled_dot_product_attention(query, key, key, bias=bias, return_weights=return_weights)
+
+
+@pytest.mark.parametrize("one", range(3))
+def test_a_tensor_of_one_axis_is_refused(one):
+    given = [torch.zeros(4, 5)] * 3
+    given[one] = torch.zeros(5)
+    with pytest.raises(ValueError, match="query, key and value need at least two axes"):
+        scaled_dot_product_attention(*given)
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "message"),
+    [
+        ((2, 4, 3, 5), (2, 7, 5), "need four axes"),
+        ((4, 3, 5), (2, 2, 7, 5), "need four axes"),
+        ((2, 4, 3, 5), (2, 0, 7, 5), "query has 4 heads, which do not share 0 key heads evenly"),
+        ((2, 0, 3, 5), (2, 2, 7, 5), "query has 0 heads, which do not share 2 key heads evenly"),
+        ((2, 4, 3, 5), (2, 3, 7, 5), "query has 4 heads, which do not share 3 key heads evenly"),
+        ((2, 4, 8, 5), (2, 2, 7, 5), "there are 8 queries but 7 keys"),
+    ],
+)
+def test_heads_that_cannot_share_are_refused(query, key, message):
+    with pytest.raises(ValueError, match=message):
+        check_shared_heads(torch.zeros(query), torch.zeros(key), torch.zeros(key))

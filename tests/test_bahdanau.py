@@ -351,3 +351,10 @@ def test_bad_input_is_named_with_its_numbers(query, keys, values, mask, error, s
     with pytest.raises(error) as caught:
         attention(query, keys, values, mask)
     assert [text for text in said if text not in str(caught.value)] == [], str(caught.value)
+
+
+def test_one_number_of_each_kind_is_enough_and_v_begins_small_and_on_both_sides_of_zero():
+    assert AdditiveAttention(1, 1, 1)(torch.ones(1, 1, 1), torch.ones(1, 2, 1))[1].shape == (1, 1, 2)
+    torch.manual_seed(0)
+    v = AdditiveAttention(2, 3, 1000).v.detach() * 1000**0.5
+    assert v.min() >= -1 and v.max() <= 1 and abs(v.mean()) < 0.1 and abs(v.abs().mean() - 0.5) < 0.05

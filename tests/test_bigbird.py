@@ -343,6 +343,10 @@ def test_heads_that_do_not_fit_are_refused():
         bigbird_attention(query, key, value, random, block=0)
     with pytest.raises(ValueError, match="block=-1, but it must be at least 1"):
         bigbird_mask(T, random, block=-1)
+    with pytest.raises(ValueError, match="T=0, but it must be at least 1"):
+        bigbird_mask(0, random, block=BLOCK)
+    with pytest.raises(TypeError, match="dtypes differ"):
+        bigbird_attention(query.float(), key, value, random, block=BLOCK)
     with pytest.raises(ValueError, match="n_random=-1, but it must be at least 0"):
         random_blocks(4, -1, seed=0)
     with pytest.raises(ValueError, match="n_blocks=0, but it must be at least 1"):

@@ -151,3 +151,5 @@ def test_bad_input_is_refused_with_the_numbers(T):
         layer(torch.zeros(2, 6))
     with pytest.raises(ValueError, match="query has D=4 but key has D=5"):
         causal_attention(torch.zeros(T, 4), torch.zeros(T, 5), torch.zeros(T, 5))
+    with pytest.raises(ValueError, match="devices differ: mask meta, scores cpu"):
+        causal_attention(*[torch.zeros(T, 4)] * 3, torch.ones(T, T, dtype=torch.bool, device="meta"))

@@ -79,7 +79,10 @@ def test_bad_input_is_refused_with_the_numbers(arguments, error, message):
         CrossAttention(6, 5)(**given)
 
 
-@pytest.mark.parametrize("sizes", [(0, 5), (6, 0), (6, 5, 0)])
-def test_sizes_below_one_are_refused(sizes):
-    with pytest.raises(ValueError, match="must be at least 1"):
+@pytest.mark.parametrize(
+    ("sizes", "wrong"),
+    [((0, 5), "d_model=0"), ((0, 5, 4), "d_model=0"), ((6, 0), "d_context=0"), ((6, 5, 0), "d_head=0")],
+)
+def test_sizes_below_one_are_refused(sizes, wrong):
+    with pytest.raises(ValueError, match=f"{wrong}, but it must be at least 1"):
         CrossAttention(*sizes)

@@ -81,8 +81,11 @@ def test_the_gradient_is_that_of_finite_differences():
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("lead", [(), (3,), (2, 1, 2)])
 def test_any_leading_axes(form, lead):
-    query, key, value = normal(*lead, 5, D, seed=1), normal(*lead, 7, D, seed=2), normal(*lead, 7, DV, seed=3)
-    assert_equal(FORMS[form](query, key, value), whole(query, key, value), 1e-12)
+    given = normal(*lead, 5, D, seed=1), normal(*lead, 7, D, seed=2), normal(*lead, 7, DV, seed=3)
+    output, expected = FORMS[form](*given), whole(*given)
+    assert_equal(output, expected, 1e-12)
+    for a, b in zip(torch.autograd.grad(output.sum(), given), torch.autograd.grad(expected.sum(), given), strict=True):
+        assert_equal(a, b, 1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -113,6 +116,8 @@ def test_sums_are_wide_where_the_inputs_are_narrow(form, dtype):
     key, value = torch.zeros(1, 1, 3000, D, dtype=dtype), torch.ones(1, 1, 3000, DV, dtype=dtype)
     output = FORMS[form](query, key, value)
     assert output.dtype == dtype and output.eq(1).all()  # 3,000 ones: a bfloat16 sum stops at 256
+    part = attend_part(query, key, value)
+    assert {x.dtype for x in part} == {torch.float32} and part.total.eq(3000).all()
     given = tensors(9, 9, dtype=dtype)
     wide = [x.detach().float().requires_grad_() for x in given]
     output, expected = FORMS[form](*given), whole(*wide)

@@ -39,6 +39,7 @@ MASKS = {
     "by head": lambda T, S: normal(B, H, T, S, seed=4) > -0.5,
     "by head, all queries": lambda T, S: normal(1, H, 1, S, seed=4) > -0.5,
     "a pattern": lambda T, S: normal(T, S, seed=4) > -0.5,
+    "queries alone": lambda T, S: normal(B, 1, T, 1, seed=4) > -0.5,
     "three axes": lambda T, S: normal(H, 1, S, seed=4) > -0.5,
     "nothing allowed": lambda T, S: torch.zeros(B, 1, T, S, dtype=torch.bool),
 }
@@ -62,6 +63,13 @@ def test_it_is_attention_with_the_heads_repeated(G, T, S, causal, mask):
         got = torch.autograd.grad(grouped_query_attention(*inputs, mask, causal=causal).square().sum(), inputs)
         for a, b in zip(got, wanted, strict=True):
             assert_equal(a, b, 1e-10)
+
+
+@pytest.mark.parametrize("T", [3, 40])
+def test_as_many_sequences_as_heads_are_told_apart(T):
+    query, key, value = normal(6, 6, T, D, seed=1), normal(6, 2, T, D, seed=2), normal(6, 2, T, 5, seed=3)
+    mask = normal(6, 6, T, T, seed=4) > -0.5
+    assert_equal(grouped_query_attention(query, key, value, mask), repeated(query, key, value, mask, True)[0], 1e-12)
 
 
 def test_the_scale_reaches_both_paths():
@@ -188,7 +196,7 @@ def test_converting_to_as_many_heads_changes_nothing():
 
 def test_random_heads_are_drawn_by_their_seed():
     mha, state = multi_head(), torch.random.get_rng_state()
-    a, b, c = (group_heads(mha, 2, "random", seed=seed) for seed in (0, 0, 1))
+    a, b, c = (group_heads(mha, 2, "random", **options) for options in ({}, {"seed": 0}, {"seed": 1}))
     assert torch.equal(a.k_proj.weight, b.k_proj.weight) and not torch.equal(a.k_proj.weight, c.k_proj.weight)
     assert torch.equal(a.q_proj.weight, mha.q_proj.weight)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -232,3 +240,12 @@ def test_what_cannot_be_is_refused():
         group_heads(MultiHeadAttention(24, 6, causal=True, alibi=True), 2)
     with pytest.raises(TypeError, match="mha is a GroupedQueryAttention"):
         group_heads(GroupedQueryAttention(24, 6, 6), 2)
+
+
+def test_options_reach_the_layer_of_one_key_head():
+    one = MultiQueryAttention(24, 6, causal=False, rotary=RotaryEmbedding(4), bias=True).double()
+    same = GroupedQueryAttention(24, 6, 1, causal=False, rotary=RotaryEmbedding(4), bias=True).double()
+    same.load_state_dict(one.state_dict(), strict=True)
+    x = normal(B, 5, 24, seed=1)
+    assert_equal(one(x), same(x))
+    assert influence(one, x).min() > 0

@@ -3,6 +3,8 @@
 What holds for every feature map is tested on the layers of both modules here; random features in test_performer.
 """
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -148,6 +150,15 @@ def test_fewer_queries_than_keys_are_the_last_ones(T, S):
         assert_equal(weights[:, :, i, :end], (products / products.sum(-1, keepdim=True))[:, :, 0])
         assert weights[:, :, i, end:].eq(0).all()
         assert_equal(output[:, :, i : i + 1], weights[:, :, i : i + 1] @ value)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_narrow_features_give_what_wide_ones_do(causal):
+    narrow = [x.detach().bfloat16() for x in featured(T=300)]
+    output = linear_attention(*narrow, causal=causal)
+    exact = linear_attention_parallel(*(x.double() for x in narrow), causal=causal)
+    assert output.dtype == torch.bfloat16
+    assert_equal(output.double(), exact, 0.01)
 
 
 @on_devices
@@ -452,7 +463,10 @@ def test_features_that_do_not_fit_are_refused():
             form(query, key, value, (memory, total[..., :4]))
         with pytest.raises(TypeError, match=r"total torch\.float32, but it must be torch\.float64"):
             form(query, key, value, (memory, total.float()))
-    for form in (*FORMS.values(), linear_attention, linear_attention_parallel):
+        with pytest.raises(ValueError, match="devices differ: the state's total meta, the features cpu"):
+            form(query, key, value, (memory, total.to("meta")))
+    both_ways = [partial(linear_attention, causal=causal) for causal in (True, False)]
+    for form in (*FORMS.values(), *both_ways, linear_attention_parallel):
         with pytest.raises(ValueError, match="query has D=4 but key has D=5"):
             form(query[..., :4], key, value)
         with pytest.raises(TypeError, match="dtypes differ"):

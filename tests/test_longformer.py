@@ -391,3 +391,17 @@ def test_under_autocast_both_paths_agree():
         expected, _ = layer(x, global_tokens=is_global, return_weights=True)
     assert output.dtype == torch.bfloat16
     assert_equal(output.float(), expected.float(), 0.02)
+
+
+@both_ways
+def test_one_row_of_padding_stands_for_all(causal):
+    tensors, real = six(), (torch.arange(T) < T - 3)[None]
+    for is_global in (None, drawn(B, T, 0.35)):
+        options = {"window": 3, "causal": causal}
+        alone = longformer_attention(*tensors, is_global, as_mask(real), **options)
+        assert_equal(alone, longformer_attention(*tensors, is_global, as_mask(real.expand(B, T)), **options))
+
+
+def test_no_token_gives_no_output():
+    tensors = six(T=0)
+    assert longformer_attention(*tensors, torch.zeros(B, 0, dtype=torch.bool), window=3).shape == (B, H, 0, DV)

@@ -252,7 +252,11 @@ def test_predictive_without_the_gaussian_moves_nothing():
     assert all(g.abs().max() < 1e-9 for g in gradients(wide(query, keys, values), parameters))
 
 
-@pytest.mark.parametrize("positions", [torch.tensor([3, 0, 4]), torch.tensor([[3, 0, 4], [5, 5, 1]]), torch.tensor(2)])
+@pytest.mark.parametrize(
+    "positions",
+    [torch.tensor(at) for at in ([3, 0, 4], [[3, 0, 4], [5, 5, 1]], [[3], [5]], [[3, 0, 4]], [2], 2)],
+    ids=str,
+)
 def test_positions_say_where_the_window_stands(positions):
     weights = make("local-m")(*inputs(), positions=positions)[1]
     distance = (positions.expand(B, T)[..., None] - torch.arange(S)).abs()
@@ -610,3 +614,13 @@ def test_bad_positions_are_named(shape):
 def test_predictive_alignment_takes_no_positions():
     with pytest.raises(ValueError, match="computes its own"):
         make("local-p")(*inputs(), positions=torch.tensor(0))
+
+
+def test_vectors_begin_small_and_on_both_sides_of_zero():
+    """As for Bahdanau's v: evenly between -1 and 1, over the root of how many there are."""
+    torch.manual_seed(0)
+    predicted = LocalAttention(1000, 3, window=2, alignment="predictive").position_v
+    for vector in (LuongAttention(4, 3, "concat", hidden_dim=1000).v, predicted):
+        scaled = vector.detach() * 1000**0.5
+        assert scaled.min() >= -1 and scaled.max() <= 1
+        assert abs(scaled.mean()) < 0.1 and abs(scaled.abs().mean() - 0.5) < 0.05

@@ -18,6 +18,7 @@ from attncourse.masks import (
     fixed_mask,
     global_mask,
     random_block_mask,
+    random_blocks,
     sliding_window_mask,
     strided_mask,
 )
@@ -177,6 +178,12 @@ def test_random_blocks_of_a_seed_stay_what_they_are():
     }
     for seed, blocks in expected.items():
         assert drawn(random_block_mask(24, block=3, n_random=2, seed=seed), 3) == blocks
+
+
+def test_random_blocks_may_begin_anywhere():
+    whole = random_blocks(7, 2, 5)
+    for first in range(8):
+        assert torch.equal(random_blocks(7, 2, 5, first=first), whole[first:])
 
 
 # --- alignment: the rows of (T, S) are the last rows of the square mask

@@ -51,7 +51,7 @@ def by_definition(query, entries, up_key, up_value, mask, causal):
 @pytest.mark.parametrize("attend", [expanded_attention, absorbed_attention])
 @pytest.mark.parametrize("masked", ["none", "padding", "by head", "nothing"])
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(("T", "S"), [(1, 1), (1, 8), (4, 8), (6, 6)])
+@pytest.mark.parametrize(("T", "S"), [(1, 1), (1, 8), (4, 8), (6, 6), (3, 20)])
 @pytest.mark.parametrize("Dv", [V, 20, 2])
 def test_both_forms_are_attention_over_projected_latents(Dv, T, S, causal, masked, attend):
     inputs = parts(T, S, Dv)
@@ -197,12 +197,41 @@ def test_a_first_call_expands():
 
 
 @pytest.mark.parametrize("attend", [expanded_attention, absorbed_attention])
+def test_each_sequence_is_attended_by_itself(attend):
+    """Also where there are as many of them as a padded value has numbers."""
+    query, entries = normal(20, H, 3, N + R, seed=1), normal(20, 1, 5, C + R, seed=2)
+    *_, up_key, up_value = parts(3, 5, 20)
+    alone = [attend(query[i : i + 1], entries[i : i + 1], up_key, up_value, scale=0.3) for i in range(20)]
+    assert_equal(attend(query, entries, up_key, up_value, scale=0.3), torch.cat(alone), 1e-11)
+
+
+def test_under_autocast_entries_come_back_as_narrow_as_they_came():
+    cache, narrow = LatentCache(B, 9, C, R), normal(B, 1, 5, C + R, seed=2).detach().bfloat16()
+    cache.append(narrow[:, :, :3].float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        entries = cache.append(narrow[:, :, 3:])
+    assert torch.equal(entries, narrow) and entries.dtype == torch.bfloat16 and cache.key.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["batch_size", "max_length", "kv_lora_rank", "qk_rope_head_dim"])
+def test_each_size_of_a_cache_must_be_at_least_one(name):
+    sizes = {"batch_size": B, "max_length": 9, "kv_lora_rank": C, "qk_rope_head_dim": R}
+    with pytest.raises(ValueError, match=f"{name}=0, but it must be at least 1"):
+        LatentCache(**{**sizes, name: 0})
+
+
+@pytest.mark.parametrize("attend", [expanded_attention, absorbed_attention])
 def test_parts_that_do_not_fit_are_refused(attend):
     query, entries, up_key, up_value = parts(3, 3)
     with pytest.raises(ValueError, match=r"query turns 3 numbers, entries 4: query \(2, 3, 3, 8\)"):
         attend(query[..., :-1], entries, up_key, up_value, scale=1.0)
     with pytest.raises(ValueError, match=r"they must be \(B, H, T, N \+ R\)"):
         attend(query[:, :2], entries, up_key, up_value, scale=1.0)
+    for wrong in (entries[:, 0], entries.expand(-1, 2, -1, -1)):
+        with pytest.raises(ValueError, match=r"they must be \(B, H, T, N \+ R\)"):
+            attend(query, wrong, up_key, up_value, scale=1.0)
+    with pytest.raises(ValueError, match=r"they must be \(B, H, T, N \+ R\)"):
+        attend(query[:, :, 0], entries, up_key, up_value, scale=1.0)
 
 
 def test_what_cannot_be_is_refused():

@@ -315,6 +315,17 @@ def test_names_are_found_and_near_ones_are_offered():
         find_model("DeepSeek V3")
     with pytest.raises(ValueError, match="Llama-2-7b-hf, Llama-2-70b-hf"):
         kv_cache_bytes("llama-2", 4)
+    with pytest.raises(ValueError, match="the nearest names: falcon-7b, Llama-2-7b-hf"):
+        find_model("7b")
+    with pytest.raises(ValueError) as five:
+        find_model("lamma 3")
+    assert [name.strip() for name in str(five.value).split(":")[1].split(",")][:4] == [
+        "Llama-3.2-1B",
+        "Llama-3.1-8B",
+        "Llama-3.1-70B",
+        "Llama-3.1-405B",
+    ]
+    assert str(five.value).count(",") == 4
     with pytest.raises(ValueError, match="there is none like it"):
         find_model("%")
 
@@ -327,6 +338,37 @@ def test_kinds_in_words():
         ("Gemma-4-E2B", "MQA, 12 of 35 local (512), 20 of 35 shared"),
     ):
         assert kind(name) == words
+    every = {
+        "attention": "GQA",
+        "n_layers": 9,
+        "window": 8,
+        "n_shared_layers": 2,
+        "n_linear_layers": 3,
+        "n_local_layers": 4,
+    }
+    assert kind(every) == "GQA, 4 of 9 local (8), 3 of 9 linear, 2 of 9 shared"
+
+
+@pytest.mark.parametrize("name", [LLAMA, GEMMA, KIMI])
+def test_a_second_token_costs_what_bytes_per_token_says(name):
+    for dtype in (torch.float32, torch.bfloat16, 4.5):
+        grown = kv_cache_bytes(name, 2, dtype) - kv_cache_bytes(name, 1, dtype)
+        assert abs(grown - bytes_per_token(name, dtype)) <= 1  # half a byte is rounded up
+
+
+def test_if_every_layer_kept_every_token_none_had_a_state():
+    assert state_bytes(KIMI) > 0 and all_global_bytes(KIMI, 0) == 0
+
+
+def test_bytes_are_whole():
+    one = {"n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "head_dim": 1}
+    assert multi_head_bytes(one, 1, 4.5) == kv_cache_bytes(one, 1, 4.5) == 2  # nine bits
+
+
+def test_a_scale_of_an_index_stands_for_up_to_128_numbers():
+    record = {"n_layers": 2, "kv_lora_rank": 8, "qk_rope_head_dim": 4}
+    for numbers, bytes_ in ((100, 104), (128, 132), (129, 137)):
+        assert [part["index_bytes"] for part in cached_layers({**record, "index_head_dim": numbers})] == [bytes_]
 
 
 def test_growth_is_the_calculator():

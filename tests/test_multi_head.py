@@ -201,6 +201,8 @@ def test_a_layer_that_crosses_needs_a_context():
         layer(torch.zeros(2, 5, 12))
     with pytest.raises(ValueError, match="batch sizes differ: x 2, context 3"):
         layer(torch.zeros(2, 5, 12), torch.zeros(3, 7, 10))
+    with pytest.raises(ValueError, match=r"context has shape \(2, 7, 12\); it needs three axes, the last of size 10"):
+        layer(torch.zeros(2, 5, 12), torch.zeros(2, 7, 12))
 
 
 @pytest.mark.parametrize("options", [{}, {"d_context": 12}], ids=str)
@@ -237,3 +239,9 @@ def test_a_cache_works_under_autocast():
         whole = layer(x)
     assert pieces.dtype == torch.bfloat16
     assert_equal(pieces, whole, 0.02)
+
+
+def test_slopes_are_made_on_the_device_of_the_layer_and_for_no_token_too():
+    layer = MultiHeadAttention(12, 3, causal=True, alibi=True)
+    assert layer(torch.zeros(2, 0, 12)).shape == (2, 0, 12)
+    assert layer.to("meta")(torch.zeros(2, 5, 12, device="meta")).device.type == "meta"

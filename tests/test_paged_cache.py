@@ -177,6 +177,7 @@ def test_blocks_taken_in_advance_are_not_shared():
         one.append(new[0][:, :, :held], new[0][:, :, :held])
         one.make_room(8)
         two = one.fork()
+        assert len(two.blocks[0]) == -(-held // 4)
         one.append(new[1], new[1]), two.append(new[2], new[2])
         assert torch.equal(one.key[:, :, held:], new[1]) and torch.equal(two.key[:, :, held:], new[2])
         assert torch.equal(one.key[:, :, :held], new[0][:, :, :held]) and torch.equal(
@@ -251,8 +252,12 @@ def test_what_does_not_fit_is_refused():
         paged_step(GroupedQueryAttention(16, 4, 2, causal=False).double(), x, [one, two])
     with pytest.raises(TypeError, match="SlidingWindowAttention; paged_step knows"):
         paged_step(attncourse.build("sliding_window", 16, 4).double(), x, [one, two])
-    with pytest.raises(ValueError, match="block_size=0, but it must be at least 1"):
-        BlockPool(3, 0, 1, 2)
+    sizes = {"n_blocks": 3, "block_size": 4, "n_kv_heads": 1, "head_dim": 2, "value_dim": 5}
+    for name in sizes:
+        with pytest.raises(ValueError, match=f"{name}=0, but it must be at least 1"):
+            BlockPool(**{**sizes, name: 0})
+    with pytest.raises(ValueError, match=r"x has shape \(2, 1, 15\); it needs three axes, the last of size 16"):
+        paged_step(layer, x[..., 1:], [one, two])
     with pytest.raises(ValueError, match="batch_size=1, but x has 2"):
         layer(x, cache=one)
     with pytest.raises(TypeError, match=r"the cache torch\.float64"):
@@ -268,6 +273,12 @@ def test_what_does_not_fit_is_refused():
             paged_attention(query, pool, tables, lengths)
     with pytest.raises(ValueError, match="3 heads, which do not share 2"):
         paged_attention(query[:, :3], pool, table, torch.tensor([5]))
+
+
+def test_a_table_stands_where_its_pool_does():
+    cache = PagedKVCache(BlockPool(3, 4, 2, 4, device="meta"))
+    cache.make_room(5)
+    assert cache.table.device.type == "meta" and cache.table.shape == (1, 2)
 
 
 def test_what_the_storage_takes_and_how_much_fits():

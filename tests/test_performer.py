@@ -271,3 +271,9 @@ def test_turned_features_depend_on_differences_up_to_the_estimate():
 def test_what_does_not_fit_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_projection_is_of_seed_0_unless_told_otherwise_and_stands_where_it_is_wanted():
+    assert torch.equal(orthogonal_projection(9, 4), orthogonal_projection(9, 4, seed=0))
+    assert torch.equal(PerformerAttention(12, 3, n_features=9).projection, orthogonal_projection(9, 4))
+    assert orthogonal_projection(9, 4, device="meta").device.type == "meta"

@@ -179,3 +179,26 @@ def test_without_positions_permuting_tokens_permutes_outputs(positions):
 
 def test_sinusoids_may_start_anywhere():
     assert torch.equal(sinusoidal(4, 6, start=3), sinusoidal(7, 6)[3:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_angles_are_float32_or_wider_and_stand_with_their_positions(dtype):
+    rotary = RotaryEmbedding(8)
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    angles = rotary.angles(torch.tensor([3, 257]), dtype)
+    assert angles.dtype == wanted
+    assert_equal(angles[:, 1].double(), torch.tensor([0.3, 25.7]).double(), 1e-5)
+    assert rotary.angles(torch.arange(3, device="meta"), dtype).device.type == "meta"
+    assert alibi_bias(3, 5, device="meta").device.type == "meta"
+    with pytest.raises(ValueError, match="T=0, but it must be at least 1"):
+        alibi_bias(3, 0, 5)
+
+
+def test_positions_may_wait_on_another_device():
+    turned = apply_rotary(torch.zeros(2, 3, 8, device="meta"), torch.arange(3), RotaryEmbedding(8))
+    assert turned.device.type == "meta" and turned.shape == (2, 3, 8)
+
+
+def test_a_rotation_says_what_it_is():
+    assert repr(RotaryEmbedding(8, 500, True)) == "RotaryEmbedding(8, base=500, interleaved=True)"
+    assert repr(RotaryEmbedding(4)) == "RotaryEmbedding(4, base=10000, interleaved=False)"

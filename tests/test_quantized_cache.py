@@ -517,3 +517,9 @@ def test_under_autocast_it_gives_back_what_the_layer_computes_in():
     assert keys.dtype == values.dtype == torch.bfloat16 and cache.key.dtype == cache.key_scale.dtype == torch.float32
     assert torch.equal(keys, key)  # 3 of an unfinished group, and the 2 that came
     assert torch.equal(cache.key[:, :, 4:], key[:, :, 4:].float())
+
+
+def test_without_a_choice_a_code_has_8_bits_and_32_tokens_share_a_step():
+    plain = KVCache(2, 3, 70, 6)
+    for cache in (QuantizedKVCache(2, 3, 70, 6), QuantizedKVCache.like(plain)):
+        assert (cache.bits, cache.group_size) == (8, 32)

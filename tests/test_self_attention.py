@@ -122,10 +122,13 @@ def test_another_device_is_refused():
         SelfAttention(6)(torch.zeros(2, 5, 6), mask=torch.ones(5, 5, dtype=torch.bool, device="meta"))
 
 
-@pytest.mark.parametrize("sizes", [{"d_model": 0}, {"d_model": 6, "d_head": 0}, {"d_model": -1}])
-def test_sizes_below_one_are_refused(sizes):
-    with pytest.raises(ValueError, match="must be at least 1"):
-        SelfAttention(**sizes)
+@pytest.mark.parametrize("kind", [SelfAttention, CausalSelfAttention])
+@pytest.mark.parametrize(
+    ("sizes", "wrong"), [((0,), "d_model=0"), ((0, 4), "d_model=0"), ((6, 0), "d_head=0"), ((-1,), "d_model=-1")]
+)
+def test_sizes_below_one_are_refused(sizes, wrong, kind):
+    with pytest.raises(ValueError, match=f"{wrong}, but it must be at least 1"):
+        kind(*sizes)
 
 
 def test_autocast_may_change_the_dtype():

@@ -70,6 +70,33 @@ def test_every_pattern_equals_dense_attention_with_its_mask(names, causal, devic
             assert_all_equal(gradients([actual], inputs), gradients([expected], inputs))
 
 
+def test_blocks_of_one_token_that_are_all_summaries_see_everything():
+    inputs = heads(9)
+    whole, _ = scaled_dot_product_attention(*inputs, masks.causal_mask(9), return_weights=True)
+    assert_equal(sparse_attention(*inputs, pattern=Fixed(1, 1)), whole)
+
+
+@pytest.mark.parametrize("name", DEFINED)
+def test_queries_may_stand_before_every_key(name):
+    part, mask = DEFINED[name]
+    assert torch.equal(pattern_mask(9, 6, pattern=part), mask(9, 6, True))
+
+
+def test_more_global_tokens_than_a_head_has_numbers():
+    inputs, tokens = heads(11), (0, 2, 3, 5, 7, 8)
+    mask = masks.combine(
+        masks.global_mask(11, global_tokens=tokens), masks.sliding_window_mask(11, window=2, causal=False)
+    )
+    whole, _ = scaled_dot_product_attention(*inputs, mask, return_weights=True)
+    assert_equal(sparse_attention(*inputs, pattern=[Window(2), GlobalTokens(tokens)], causal=False), whole)
+
+
+def test_the_future_is_hidden_unless_told_otherwise():
+    inputs, pattern = heads(11), [Window(3), Strided(4)]
+    assert_equal(sparse_attention(*inputs, pattern=pattern), sparse_attention(*inputs, pattern=pattern, causal=True))
+    assert torch.equal(pattern_mask(11, pattern=pattern), pattern_mask(11, pattern=pattern, causal=True))
+
+
 def test_the_order_of_the_parts_does_not_matter():
     inputs, parts = heads(30), [part for part, _ in DEFINED.values()]
     assert_equal(sparse_attention(*inputs, pattern=parts), sparse_attention(*inputs, pattern=parts[::-1]))
@@ -235,6 +262,15 @@ def test_both_paths_agree(padded, causal, device):
         assert_equal(found, expected, 1e-11)
 
 
+def test_weights_with_a_cache_are_the_last_rows():
+    layer, x = make(), normal(B, 11, H * D, seed=9).detach()
+    cache, (output, weights) = layer.new_cache(B, 11), layer(x, return_weights=True)
+    layer(x[:, :7], cache=cache)
+    later, later_weights = layer(x[:, 7:], cache=cache, return_weights=True)
+    assert_equal(later, output[:, 7:])
+    assert_equal(later_weights, weights[:, :, 7:])
+
+
 def test_a_pattern_of_everything_is_multi_head_attention():
     for causal in (True, False):
         many = filled(MultiHeadAttention(H * D, H, causal=causal, rotary=RotaryEmbedding(D)))
@@ -278,6 +314,11 @@ def test_the_pattern_of_a_prefix_does_not_depend_on_the_length():
         (lambda: Dilated(2, 0), "dilation=0, but it must be at least 1"),
         (lambda: Strided(0), "stride=0, but it must be at least 1"),
         (lambda: Fixed(4, 5), "summary=5 is larger than block=4"),
+        (lambda: Fixed(0, 1), "block=0, but it must be at least 1"),
+        (lambda: Fixed(4, 0), "summary=0, but it must be at least 1"),
+        (lambda: RandomBlocks(2, 0), "n_random=0, but it must be at least 1"),
+        (lambda: pattern_mask(0, 5, pattern=Window(2)), "T=0, but it must be at least 1"),
+        (lambda: pattern_mask(5, 0, pattern=Window(2)), "S=0, but it must be at least 1"),
         (lambda: GlobalTokens((3, -1)), r"tokens=\(-1, 3\), but they must be positions"),
         (lambda: GlobalTokens(()), r"tokens=\(\), but they must be positions, at least one"),
         (lambda: RandomBlocks(0, 1), "block=0, but it must be at least 1"),
@@ -293,6 +334,13 @@ def test_the_pattern_of_a_prefix_does_not_depend_on_the_length():
             lambda: sparse_attention(*heads(5), torch.ones(5, 5).bool(), pattern=Window(2)),
             "this mechanism takes padding of the keys alone",
         ),
+        (
+            lambda: sparse_attention(
+                *heads(5), torch.ones(B, 1, 1, 5, dtype=torch.bool, device="meta"), pattern=Window(2)
+            ),
+            "devices differ: mask meta",
+        ),
+        (lambda: sparse_attention(*heads(5)[:2], heads(4)[2], pattern=Window(2)), "there are 5 keys but 4 values"),
         (lambda: make(causal=False)(torch.zeros(2, 1, 12).double(), cache=make().new_cache(2, 4)), "causal=True"),
     ],
 )
@@ -304,3 +352,5 @@ def test_what_cannot_be_is_refused(make_part, message):
 def test_a_part_that_is_none_is_refused():
     with pytest.raises(TypeError, match="pattern holds 'strided'; its parts are Window, Dilated, Strided, Fixed"):
         SparseAttention(12, 3, pattern=["strided"])
+    with pytest.raises(TypeError, match="dtypes differ"):
+        sparse_attention(*heads(5)[:2], heads(5)[2].float(), pattern=Window(2))

@@ -267,3 +267,14 @@ def test_build_notices_every_change_of_the_package(tmp_path, monkeypatch):
     (package / "__pycache__").mkdir()
     (package / "__pycache__" / "a.pyc").write_text("x")
     assert build_book.fingerprint(["attncourse/**/*"]) in seen
+
+
+def test_what_the_tests_notice_becomes_a_table():
+    row = {"mutants": 1300, "tried": 160, "killed": 150, "explained": 8, "survivors": ["a"]}
+    total = row | {"survivors": 2, "share_killed": 0.9868}
+    text = load("attncourse_mutation").mutation_markdown(
+        {"total": total, "date": "2026-11-23", "modules": {"gqa": row | {"source": "0"}}}
+    )
+    assert "160 of 1,300 possible changes were tried, on 2026-11-23: 150 are noticed, 8 change nothing" in text
+    assert "That is 98.7 % of those that matter." in text
+    assert "\n| `gqa` | 1,300 | 160 | 150 | 8 |" in text
