@@ -438,7 +438,7 @@ def _graded(submission: Submission, records: Sequence[dict], work: Work, new: bo
     ]
     problems = [book.problem for book in submission.notebooks if book.problem]
     if not records and any(book.cells is not None for book in submission.notebooks):
-        problems.append("no exercise of this assignment is in what was handed in")
+        problems.append("No exercise of this assignment is in what was handed in")
     return Graded(
         submission,
         tuple(found.get(a.id) or blank[a.id] for a in work.exercises),

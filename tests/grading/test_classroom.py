@@ -110,7 +110,7 @@ def test_points(first):
     named = {item.submission.student: [m["name"] for e in item.exercises for m in e["mistakes"]] for item in graded}
     assert named["bob"] == ["uniform"] and len(named["cyd"]) == 1
     assert graded[6].cell_errors[0].startswith("Code cell 1: skipped: its process ended")
-    assert graded[9].problems == ("no exercise of this assignment is in what was handed in",)
+    assert graded[9].problems == ("No exercise of this assignment is in what was handed in",)
     assert graded[4].problems == ("eve.ipynb is not whole JSON: the file is empty",)
 
 
@@ -321,12 +321,12 @@ def alive(pids):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_killed_at_any_moment_it_finishes_with_nothing_lost_or_doubled(first, folder, key, work, tmp_path):
     _, _, graded = first
-    for i in range(6):
+    for i in range(3):
         (folder / f"more{i}.ipynb").write_bytes(marked(f"more {i}"))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "attncourse.cli", "grade", str(folder), "--key", str(key.path), "--out", str(out)]
     chance, records = random.Random(), {}
-    for turn in range(3):
+    for turn in range(2):
         process = subprocess.Popen(
             [*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path
         )
@@ -349,10 +349,10 @@ def test_killed_at_any_moment_it_finishes_with_nothing_lost_or_doubled(first, fo
     done = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split()[1].rstrip(":") for line in done.stdout.splitlines() if "/13  " in line]
-    everyone = sorted([*FILES, *(f"more{i}" for i in range(6))])
+    everyone = sorted([*FILES, *(f"more{i}" for i in range(3))])
     assert sorted(lines) == everyone
     after = {path.name: path.stat().st_mtime_ns for path in (out / "records").iterdir()}
-    assert len(after) == 12 and {name: after[name] for name in before} == before
+    assert len(after) == 9 and {name: after[name] for name in before} == before
     for ending in ("feedback/*.html", "results/*.json"):
         assert sorted(path.stem for path in out.glob(ending)) == everyone
     for item in graded:
