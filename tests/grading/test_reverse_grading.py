@@ -47,7 +47,7 @@ def workers(chapter):
 @pytest.fixture(scope="module")
 def graded(chapter, workers):
     """graded(cells): the grade of the whole chapter."""
-    return lambda cells: grade(cells, chapter, workers, Times(cell=5.0, exercise=4.0, submission=40.0))
+    return lambda cells: grade(cells, chapter, workers, Times(cell=20.0, exercise=8.0, submission=90.0))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def judged(only, workers):
     """judged(cell): the verdict on the test that this cell defines."""
 
     def judge(*cells, seconds=25.0):
-        times = Times(cell=5.0, exercise=seconds, submission=60.0)
+        times = Times(cell=20.0, exercise=seconds, submission=90.0)
         return grade([HEAD + cells[0], *cells[1:]], only, workers, times).verdicts[0]
 
     return judge
