@@ -128,7 +128,7 @@ def _run(channel: socket.socket, jail: _Jail) -> None:
             if sys.platform.startswith("linux"):
                 isolation.die_with_parent()
                 isolation.set_limits(jail.limits)
-        _Runner(channel).serve(protection)
+        _Runner(channel, jail).serve(protection)
     except OSError as error:
         with contextlib.suppress(OSError):
             wire.send(channel, {"failed": str(error)})
@@ -145,13 +145,17 @@ def _watch(first: int, jail: _Jail, base: int) -> int:
         time.sleep(WATCH_SECONDS)
         alive = users.processes_of(jail.uid if jail.level == "B" else None)
         too_much = _memory(alive, base) > jail.limits.memory
-        if jail.level == "B" and not too_much:
-            n_bytes, n_files = users.usage(jail.uid, Path(jail.home), alive)
-            too_much = n_bytes > jail.limits.disk or n_files > jail.limits.files
+        too_much = too_much or (jail.level == "B" and _files_are_too_many(jail, alive))
         if too_much and jail.level == "B":
             users.kill(jail.uid)
         elif too_much:
             os.kill(first, signal.SIGKILL)
+
+
+def _files_are_too_many(jail: _Jail, pids: Iterable[int]) -> bool:
+    """Whether the files of the submission's user are more, or larger, than it may have."""
+    n_bytes, n_files = users.usage(jail.uid, Path(jail.home), pids)
+    return n_bytes > jail.limits.disk or n_files > jail.limits.files
 
 
 def _memory(alive: Iterable[int], base: int) -> int:
@@ -166,8 +170,8 @@ def _memory(alive: Iterable[int], base: int) -> int:
 class _Runner:
     """Runs a notebook's cells in a namespace, then scripts of calls on the names they defined."""
 
-    def __init__(self, channel: socket.socket):
-        self.channel = channel
+    def __init__(self, channel: socket.socket, jail: _Jail):
+        self.channel, self.jail = channel, jail
         self.pid = os.getpid()
         os.register_at_fork(after_in_child=channel.close)  # what the learner forks does not speak for the learner
         self.namespace: dict[str, Any] = {
@@ -198,6 +202,8 @@ class _Runner:
             error = self._run_cell(i, cell)
             if os.getpid() != self.pid:
                 os._exit(0)  # a process that the cell forked, and that came out of the cell like its parent
+            if self.jail.level == "B" and _files_are_too_many(self.jail, [self.pid]):
+                os._exit(1)  # now, so that the cell is skipped: the watch would come in the middle of an answer
             if error:
                 errors[str(i)] = error
             for name in names:
