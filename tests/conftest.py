@@ -33,3 +33,14 @@ def browser():
         browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         yield browser
         browser.close()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the pages weigh. Here, since the controller of pytest-xdist collects nothing and loads this file only."""
+    weights = {}
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        weights |= dict(report.user_properties).get("weight", {})
+    if weights:
+        terminalreporter.write_line("page weights, compressed, without figures:")
+        for page, weight in sorted(weights.items()):
+            terminalreporter.write_line(f"  {weight / 1000:6.0f} kB  {page}")

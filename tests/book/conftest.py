@@ -44,13 +44,3 @@ def address(site):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
-
-
-def pytest_terminal_summary(terminalreporter):
-    weights = {}
-    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-        weights |= dict(report.user_properties).get("weight", {})
-    if weights:
-        terminalreporter.write_line("page weights, compressed, without figures:")
-        for page, weight in sorted(weights.items()):
-            terminalreporter.write_line(f"  {weight / 1000:6.0f} kB  {page}")
