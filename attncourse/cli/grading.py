@@ -284,7 +284,8 @@ def _ended(graded: list["Graded"], published: "Published", out: Path, seconds: f
         lines += [f"Not in the gradebook: {', '.join(filled.unknown)}"] if filled.unknown else []
         lines += [filled.note] if filled.note else []
     waiting = sum(points is None for mark in published.marks.values() for points in mark.manual.values())
-    lines += [f"{waiting} answers wait for points by hand in {out / 'adjustments.csv'}"] if waiting else []
+    wait = "answer waits" if waiting == 1 else "answers wait"
+    lines += [f"{waiting} {wait} for points by hand in {out / 'adjustments.csv'}"] if waiting else []
     lines.append(f"Written: {out / 'summary.html'}, {out / 'gradebook.csv'}, {out / 'feedback'}, {out / 'results'}")
     return "\n".join(lines)
 

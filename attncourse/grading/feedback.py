@@ -11,6 +11,7 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
+from attncourse.checks import exercise
 from attncourse.grading.classroom import Graded, Work
 from attncourse.grading.gradebook import Mark, plain
 from attncourse.grading.intake import printable
@@ -89,7 +90,7 @@ def _notes(item: Graded, mark: Mark) -> str:
 
 def _card(e: Mapping, mark: Mark) -> str:
     """An exercise that is not right: the named mistake, else what was found; one hint; what to reread."""
-    body = []
+    body = [f"<p>{prose(exercise(e['id']).variants[e['variant']].statement)}</p>"] if e.get("variant") else []
     if e["kind"] == "misses":
         body += [f"<p>{prose(line)}</p>" for line in e["said"]]
         missed = (f"<li>{prose(_sentence(m['title']))}</li>" for m in e["mistakes"])
@@ -214,7 +215,8 @@ def _common(graded: Sequence[Graded]) -> str:
         where = "a test that lets this through · " if e["kind"] == "misses" else ""
         rows.append(
             f'<li><span class="count">{counts[key]}</span><div><p><strong>{prose(_sentence(m["title"]))}</strong></p>'
-            f'<p class="dim"><code>{text(e["id"])}</code> · {where}“{text(m["reread"])}” in {text(_chapter(e))}</p>'
+            f'<p class="dim"><code>{text(e["id"])}</code>{_variant(e)} · {where}“{text(m["reread"])}” in '
+            f"{text(_chapter(e))}</p>"
             f"<p>{prose(m['explanation'])}</p></div></li>"
         )
     more = len(counts) - len(rows)
@@ -241,11 +243,13 @@ def _per_exercise(graded: Sequence[Graded], work: Work) -> str:
         title = text(answers[0]["title"]) if answers else ""
         rows.append(
             f'<tr><th scope="row">{title}<br><code class="dim">{text(assigned.id)}</code></th>'
-            f"<td>{_share(right, wrong, untried)}</td><td>{right}</td><td>{wrong}</td><td>{untried}</td>"
+            f'<td>{_share(right, wrong, untried)}</td><td data-of="right">{right}</td>'
+            f'<td data-of="not right">{wrong}</td><td data-of="not attempted">{untried}</td>'
             f"<td><ul>{''.join(said)}</ul></td></tr>"
         )
     return (
-        '<h2>Exercises</h2><div class="scroll" role="region" tabindex="0" aria-label="Exercises"><table><thead><tr>'
+        '<h2>Exercises</h2><div class="scroll" role="region" tabindex="0" aria-label="Exercises"><table class="exercises">'
+        '<thead><tr>'
         '<th scope="col">Exercise</th><th scope="col"><span class="unseen">Shares</span></th>'
         '<th scope="col">right</th><th scope="col">not right</th><th scope="col">not attempted</th>'
         '<th scope="col">What was found</th></tr></thead>'
@@ -284,7 +288,8 @@ def _attention(
             items.append(f"{link}: a later attempt counts, not {text(', '.join(item.submission.older))}.")
     open_questions = sum(points is None for mark in given.values() for points in mark.manual.values())
     if open_questions:
-        items.append(f"{open_questions} answers wait for points by hand, in <code>adjustments.csv</code>.")
+        wait = "answer waits" if open_questions == 1 else "answers wait"
+        items.append(f"{open_questions} {wait} for points by hand, in <code>adjustments.csv</code>.")
     of_b = [item.protection for item in graded if item.isolation == "B"]
     if opened := {what for protection in of_b for what, by in protection.items() if by.startswith("open")}:
         items.append(f"Graded at level B; what this leaves open to a notebook: {text(', '.join(sorted(opened)))}.")

@@ -133,7 +133,10 @@ def write_template(path: Path, submissions: Iterable[Submission], work: Work) ->
         return
     rows = [HEADER]
     for question in work.questions:
-        rows += [("manual", guarded(s.student), question["id"], "", f"of {question['points']:g}") for s in submissions]
+        for who in submissions:
+            name = "" if who.name == who.student else f", {who.name}"
+            note = guarded(f"of {question['points']:g}{name}")
+            rows.append(("manual", guarded(who.student), question["id"], "", note))
     beside = path.with_name(f".{path.name}.tmp")
     beside.write_text(_csv(rows[:1]) + TEMPLATE + _csv(rows[1:]), encoding="utf-8", errors="backslashreplace")
     beside.replace(path)

@@ -96,6 +96,15 @@ def test_a_page_says_what_is_right_and_the_mistake_and_the_section():
     assert not [tag for tag, _ in page.tags if tag == "script"]
 
 
+def test_a_mistake_in_a_variant_comes_with_what_this_copy_asks_for():
+    item = graded("ann", masked_softmax=("mistake", 1))
+    for e in item.exercises:
+        e["variant"] = "forbid" if e["defines"] == "masked_softmax" else None
+    statement = exercise("bahdanau/masked_softmax").variants["forbid"].statement
+    assert Page(page_of(item, work())).text.count(statement) == 1
+    assert "bahdanau/masked_softmax , variant forbid" in Page(class_page([item], work(), marked([item], work()), ())).text
+
+
 def test_every_kind_of_verdict_has_a_page():
     for kind in HEADINGS:
         page = Page(page_of(graded("ann", masked_softmax=(kind, 0)), work()))
