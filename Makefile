@@ -1,5 +1,5 @@
 # make book and make test do everything on a fresh machine. TORCH='…' passes pip arguments for torch.
-.PHONY: help setup book serve check lint unit notebooks-run pages test test-all colab exercises matrix claims map oracles mutation bench lab clean
+.PHONY: help setup book serve check lint unit notebooks-run pages test test-all colab exercises matrix claims map guide oracles mutation bench lab clean
 .DEFAULT_GOAL := help
 export TORCH PYTHON
 # The work is many small tensors, and it is spread over processes: more threads would only wait for each other.
@@ -72,6 +72,9 @@ claims: .venv/test.stamp  ## recompute the claims after a change of data/claims.
 
 map: .venv/book.stamp  ## recompute the theorems of the map of attention
 	@$(BIN)/python -m attncourse.lab.theorems
+
+guide: .venv/test.stamp  ## run the instructor guide's commands again: its transcripts and pictures
+	@$(BIN)/python -m scripts.guide
 
 oracles: .venv/test.stamp  ## compare with production implementations again, and write the differences
 	@$(PYTEST) tests/oracles -n 2 --dist loadgroup --write-oracles

@@ -515,6 +515,12 @@ def test_check_says_what_check_says(tmp_path, capsys):
     assert code == 1 and str(Report(evaluate("gqa/repeat_kv", space["repeat_kv"]))) in out
     assert out.splitlines()[-1] == f"0 of {n} right, 1 not right, {n - 1} not attempted"
     assert "Code cell 2: ValueError: ?[31m" in out and "\x1b" not in out
+    call = (
+        'check("gqa/repeat_kv", repeat_kv, "tiled")'  # as in an instructor's copy, where the wrong order is asked for
+    )
+    copy = notebook(tmp_path / "copy.ipynb", wrong, call)
+    code, out, _ = said_by(capsys, "check", copy, tmp_path / "wrong.ipynb")
+    assert out.count("✓ gqa/repeat_kv") == out.count("✗ gqa/repeat_kv") == 1
 
 
 def test_check_of_solved_notebooks(capsys):

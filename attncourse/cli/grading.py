@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -82,11 +83,11 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     grade.set_defaults(run=run_grade)
 
 
-def _exam(made: dict[tuple[str, ...], "Exam"], chosen: list["Task"], seeds: tuple[int, ...]) -> "Exam":
+def _exam(made: dict[tuple[int, ...], "Exam"], chosen: list["Task"], seeds: tuple[int, ...]) -> "Exam":
     """The questions about these exercises: made once, for all notebooks that have them."""
     from attncourse.grading.examiner import Exam
 
-    key = tuple(exercise.id for exercise in chosen)
+    key = tuple(map(id, chosen))  # a variant has the id of its exercise
     if key not in made:
         made[key] = Exam(chosen, seeds=seeds)
     return made[key]
@@ -107,7 +108,14 @@ def _read(path: Path) -> tuple[list[str], list["Task"]]:
         raise NotebookError(str(error)) from None
     if not (chosen := exercises_in(cells)):
         raise NotebookError(f"{path.name} has no exercise of this course in it")
-    return cells, chosen
+    return cells, [_in_this_copy(task, cells) for task in chosen]
+
+
+def _in_this_copy(task: "Task", cells: list[str]) -> "Task":
+    """The exercise under the variant that the notebook's own `check` names, as an instructor's copy does."""
+    call = re.compile(rf"""check\(\s*["']{re.escape(task.id)}["']\s*,\s*\w+\s*,\s*["'](\w+)["']""")
+    named = next(filter(None, map(call.search, cells)), None)
+    return task.variant(named[1]) if named and named[1] in getattr(task, "variants", ()) else task
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -283,7 +291,7 @@ def _ended(graded: list["Graded"], published: "Published", out: Path, seconds: f
         )
         lines += [f"Not in the gradebook: {', '.join(filled.unknown)}"] if filled.unknown else []
         lines += [filled.note] if filled.note else []
-    waiting = sum(points is None for mark in published.marks.values() for points in mark.manual.values())
+    waiting = sum(mark.waiting for mark in published.marks.values())
     wait = "answer waits" if waiting == 1 else "answers wait"
     lines += [f"{waiting} {wait} for points by hand in {out / 'adjustments.csv'}"] if waiting else []
     lines.append(f"Written: {out / 'summary.html'}, {out / 'gradebook.csv'}, {out / 'feedback'}, {out / 'results'}")

@@ -249,7 +249,7 @@ def _per_exercise(graded: Sequence[Graded], work: Work) -> str:
         )
     return (
         '<h2>Exercises</h2><div class="scroll" role="region" tabindex="0" aria-label="Exercises"><table class="exercises">'
-        '<thead><tr>'
+        "<thead><tr>"
         '<th scope="col">Exercise</th><th scope="col"><span class="unseen">Shares</span></th>'
         '<th scope="col">right</th><th scope="col">not right</th><th scope="col">not attempted</th>'
         '<th scope="col">What was found</th></tr></thead>'
@@ -286,10 +286,9 @@ def _attention(
         items += [f"{link}: could not be graded. {prose(item.failed)}"] if item.failed else []
         if item.submission.older:
             items.append(f"{link}: a later attempt counts, not {text(', '.join(item.submission.older))}.")
-    open_questions = sum(points is None for mark in given.values() for points in mark.manual.values())
-    if open_questions:
-        wait = "answer waits" if open_questions == 1 else "answers wait"
-        items.append(f"{open_questions} {wait} for points by hand, in <code>adjustments.csv</code>.")
+    if waiting := sum(mark.waiting for mark in given.values()):
+        wait = "answer waits" if waiting == 1 else "answers wait"
+        items.append(f"{waiting} {wait} for points by hand, in <code>adjustments.csv</code>.")
     of_b = [item.protection for item in graded if item.isolation == "B"]
     if opened := {what for protection in of_b for what, by in protection.items() if by.startswith("open")}:
         items.append(f"Graded at level B; what this leaves open to a notebook: {text(', '.join(sorted(opened)))}.")

@@ -62,6 +62,11 @@ class Mark:
     manual: Mapping[str, float | None]
     notes: tuple[str, ...] = ()
 
+    @property
+    def waiting(self) -> int:
+        """How many answers are still to be graded by hand: none of someone excused."""
+        return 0 if self.points is None else sum(points is None for points in self.manual.values())
+
 
 def read_adjustments(path: Path, work: Work) -> Adjustments:
     """The instructor's adjustments. Raises GradebookError, with the line, for what cannot be understood."""

@@ -101,7 +101,7 @@ def test_table_of_contents_names_files_that_exist():
 
 def test_every_page_and_notebook_is_in_the_table_of_contents():
     listed = set(toc_files(yaml.safe_load((ROOT / "_toc.yml").read_text())))
-    pages = [*(ROOT / "book").glob("*.md"), *NOTEBOOKS]
+    pages = [*(ROOT / "book").rglob("*.md"), *NOTEBOOKS]
     assert not {path.relative_to(ROOT).with_suffix("").as_posix() for path in pages} - listed
 
 

@@ -102,7 +102,9 @@ def test_a_mistake_in_a_variant_comes_with_what_this_copy_asks_for():
         e["variant"] = "forbid" if e["defines"] == "masked_softmax" else None
     statement = exercise("bahdanau/masked_softmax").variants["forbid"].statement
     assert Page(page_of(item, work())).text.count(statement) == 1
-    assert "bahdanau/masked_softmax , variant forbid" in Page(class_page([item], work(), marked([item], work()), ())).text
+    assert (
+        "bahdanau/masked_softmax , variant forbid" in Page(class_page([item], work(), marked([item], work()), ())).text
+    )
 
 
 def test_every_kind_of_verdict_has_a_page():

@@ -43,7 +43,9 @@ def test_a_page_is_accessible_and_fits(name, scheme, width, browser, pages):
     assert len(requests) == 1 and not errors
     assert sheet.evaluate("() => document.documentElement.scrollWidth") <= width
     if width < 600:  # the table of exercises becomes blocks, so that nobody scrolls sideways for what was found
-        inside = "() => [...document.querySelectorAll('.exercises')].every(t => t.scrollWidth <= t.parentNode.clientWidth)"
+        inside = (
+            "() => [...document.querySelectorAll('.exercises')].every(t => t.scrollWidth <= t.parentNode.clientWidth)"
+        )
         assert sheet.evaluate(inside)
     background = sheet.evaluate("() => getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 30)"}[scheme]
