@@ -2,8 +2,8 @@
 
 python -m scripts.guide   (make guide)   writes the transcripts of book/teaching/guide.md and takes its pictures
 
-In the page, a block of `console` holds commands, each after "$ ", and what they print; a block with a file's name as its
-caption is what the instructor writes into that file. All run in one folder, in their order. The test
+In the page, a block of `console` holds commands, each after "$ ", and what they print; a block with a file's name as
+its caption is what the instructor writes into that file. All run in one folder, in their order. The test
 tests/grading/test_guide.py runs them again and compares.
 """
 

@@ -248,8 +248,8 @@ def _per_exercise(graded: Sequence[Graded], work: Work) -> str:
             f"<td><ul>{''.join(said)}</ul></td></tr>"
         )
     return (
-        '<h2>Exercises</h2><div class="scroll" role="region" tabindex="0" aria-label="Exercises"><table class="exercises">'
-        "<thead><tr>"
+        '<h2>Exercises</h2><div class="scroll" role="region" tabindex="0" aria-label="Exercises">'
+        '<table class="exercises"><thead><tr>'
         '<th scope="col">Exercise</th><th scope="col"><span class="unseen">Shares</span></th>'
         '<th scope="col">right</th><th scope="col">not right</th><th scope="col">not attempted</th>'
         '<th scope="col">What was found</th></tr></thead>'
