@@ -509,18 +509,15 @@ def test_check_says_what_check_says(tmp_path, capsys):
     code, out, error = said_by(capsys, "check", notebook(tmp_path / "right.ipynb", right))
     assert (code, error) == (1, "") and out.startswith("✓ gqa/repeat_kv: correct")
     assert out.splitlines()[-1] == f"1 of {n} right, 0 not right, {n - 1} not attempted"
-    code, out, _ = said_by(capsys, "check", notebook(tmp_path / "wrong.ipynb", wrong, "raise ValueError('\\x1b[31m')"))
+    failing = notebook(tmp_path / "wrong.ipynb", wrong, "raise ValueError('\\x1b[31m')")
+    call = 'check("gqa/repeat_kv", repeat_kv, "tiled")'  # as in an instructor's copy, which asks for that order
+    code, out, _ = said_by(capsys, "check", failing, notebook(tmp_path / "copy.ipynb", wrong, call))
     space: dict = {}
     exec(wrong, space)
     assert code == 1 and str(Report(evaluate("gqa/repeat_kv", space["repeat_kv"]))) in out
-    assert out.splitlines()[-1] == f"0 of {n} right, 1 not right, {n - 1} not attempted"
-    assert "Code cell 2: ValueError: ?[31m" in out and "\x1b" not in out
-    call = (
-        'check("gqa/repeat_kv", repeat_kv, "tiled")'  # as in an instructor's copy, where the wrong order is asked for
-    )
-    copy = notebook(tmp_path / "copy.ipynb", wrong, call)
-    code, out, _ = said_by(capsys, "check", copy, tmp_path / "wrong.ipynb")
+    assert out.splitlines()[-1] == f"1 of {2 * n} right, 1 not right, {2 * n - 2} not attempted"
     assert out.count("✓ gqa/repeat_kv") == out.count("✗ gqa/repeat_kv") == 1
+    assert "Code cell 2: ValueError: ?[31m" in out and "\x1b" not in out
 
 
 def test_check_of_solved_notebooks(capsys):
