@@ -161,8 +161,9 @@ def _type(exercise: Exercise, script: Script, expected: Reply, reply: Reply) -> 
             return f"{name} returns None; it should return {wanted}. Is a `return` missing?"
         if result.type != right.type or len(result.outputs) != len(right.outputs):
             n = f" of {len(result.outputs)}" if result.type == "tuple" else ""
-            article = "an" if result.type[0] in "aeiou" else "a"
-            return f"{name} returns {article} {result.type}{n}; it should return {wanted}."
+            kind = result.type[:60] or "nameless object"
+            article = "an" if kind[0] in "aeiou" else "a"
+            return f"{name} returns {article} {kind}{n}; it should return {wanted}."
     return None
 
 

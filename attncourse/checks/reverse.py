@@ -1,5 +1,6 @@
 """Judge a learner's test by the implementations that it accepts and rejects."""
 
+import math
 import random
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from attncourse.checks.judge import Verdict, error_text
 from attncourse.checks.script import Outcome
 from attncourse.checks.spec import Misconception, ReverseExercise
 
-MAX_AXIS, MAX_NUMBERS = 64, 20_000  # of what a test may give to a candidate
+MAX_AXES, MAX_AXIS, MAX_NUMBERS = 4, 64, 20_000  # of what a test may give to a candidate; an empty axis counts as one
 MAX_CALLS = 200  # of one candidate by one run of a test
 TOO_STRICT = (
     "Compare with a tolerance that is wide enough (`torch.allclose(…, atol=1e-4)`), and only on inputs that the task "
@@ -73,9 +74,10 @@ def _call(candidate: Candidate, arguments: Sequence[Any], named: Mapping[str, An
     plain = [value for value in values if not isinstance(value, Tensor)]
     if not all(value is None or (isinstance(value, (bool, int, float)) and abs(value) < 1e6) for value in plain):
         raise compute.CandidateRaised("inputs must be tensors, numbers or None, and no lists: `torch.tensor([3, 1])`")
-    if any(max(t.shape, default=0) > MAX_AXIS for t in tensors) or sum(t.numel() for t in tensors) > MAX_NUMBERS:
+    too_large = any(t.dim() > MAX_AXES or max(t.shape, default=0) > MAX_AXIS for t in tensors)
+    if too_large or sum(math.prod(max(1, n) for n in t.shape) for t in tensors) > MAX_NUMBERS:
         raise compute.CandidateRaised(
-            f"inputs are limited to {MAX_AXIS} along an axis and {MAX_NUMBERS} numbers in all"
+            f"inputs are limited to {MAX_AXES} axes, {MAX_AXIS} along an axis and {MAX_NUMBERS} numbers in all"
         )
     try:
         return candidate.implementation(*map(_copy, arguments), **{name: _copy(v) for name, v in named.items()})

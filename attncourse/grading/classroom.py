@@ -106,6 +106,7 @@ class Graded:
     new: bool = False
     failed: str = ""
     protection: Mapping[str, str] = field(default_factory=dict)
+    left: str = ""
 
     @property
     def points(self) -> int:
@@ -449,6 +450,7 @@ def _graded(submission: Submission, records: Sequence[dict], work: Work, new: bo
         new,
         failed,
         records[0].get("protection", {}) if records else {},
+        "; ".join(record["left_behind"] for record in records if record.get("left_behind")),
     )
 
 

@@ -27,7 +27,7 @@ from attncourse.grading import isolation, stub, users, wire
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds: for one cell, for one exercise, for a whole submission."""
+    """Seconds: for one cell, for one exercise, for all of a notebook, however often its process dies."""
 
     cell: float = 10.0
     exercise: float = 10.0
@@ -224,16 +224,16 @@ class Child:
             raise Died("it wrote to the examiner's channel")
         return reply
 
-    def run_cells(self, cells: Sequence[str], skip: set[int], names: Sequence[str], times: Times) -> dict:
+    def run_cells(self, cells: Sequence[str], skip: set[int], names: Sequence[str], seconds: float, end: float) -> dict:
         """Run the cells; what they raised and how many definitions of each name there are.
 
-        Raises Died with `.cell`, the index of the cell it was in.
+        seconds: for one cell; end: of all. Raises Died with `.cell`, the index of the cell it was in.
         """
-        at, end = -1, time.monotonic() + times.submission
+        at = -1
         try:
             self.request({"do": "cells", "cells": list(cells), "skip": sorted(skip), "names": list(names)})
             while True:
-                reply = self._receive(min(end, time.monotonic() + times.cell))
+                reply = self._receive(min(end, time.monotonic() + seconds))
                 if "errors" in reply:
                     return _cell_reply(reply, len(cells))
                 at = int(reply["cell"]) if reply.get("cell") in range(len(cells)) else at
@@ -346,15 +346,15 @@ def grade(cells: Sequence[str], exam: Exam, workers: Workers, times: Times | Non
     left_behind: list[str] = []
     skip: set[int] = set()
     verdicts: dict[str, Verdict] = {}
-    left = list(exam.exercises)
-    while left and time.monotonic() - start < times.submission:
+    left, end = list(exam.exercises), start + times.submission
+    while left and time.monotonic() < end:
         child = workers.start()
         try:
-            ran = child.run_cells(cells, skip, names, times)
+            ran = child.run_cells(cells, skip, names, times.cell, end)
             errors |= ran["errors"]
             while left:
-                exercise = left[0]
-                verdicts[exercise.id] = _grade_one(child, exam, exercise, cells, ran["candidates"], errors, times)
+                exercise, deadline = left[0], min(end, time.monotonic() + times.exercise)
+                verdicts[exercise.id] = _grade_one(child, exam, exercise, cells, ran["candidates"], errors, deadline)
                 left.pop(0)
         except Died as died:
             cell = getattr(died, "cell", None)
@@ -389,7 +389,7 @@ def _grade_one(
     cells: Sequence[str],
     candidates: dict[str, int],
     errors: dict[int, str],
-    times: Times,
+    deadline: float,
 ) -> Verdict:
     """The verdict on the latest definition that was attempted: a doubled, empty copy of a cell changes nothing."""
     count = candidates.get(exercise.defines, 0)
@@ -400,7 +400,6 @@ def _grade_one(
                 message = f"Code cell {i + 1}, which defines `{exercise.defines}`, could not be run: {last}"
                 return Verdict(exercise, "raised", message)
         return Verdict(exercise, "not attempted", f"The notebook defines no `{exercise.defines}`.")
-    deadline = time.monotonic() + times.exercise
     for candidate in range(min(count, 20)):
         if isinstance(exercise, ReverseExercise):
             verdict = _judge_test(child, exercise, candidate, deadline)

@@ -30,7 +30,7 @@ COMMON = 8  # mistakes in the summary's first list
 def page_name(student: str) -> str:
     """A file name, without its ending, for a student: safe in every file system, and no two are the same."""
     safe = re.sub(r"[^a-z0-9_-]+", "-", student.lower()).strip("-")[:60]
-    taken = safe in ("", "con", "prn", "aux", "nul") or re.search(r"-[0-9a-f]{8}$", safe)  # or could be made below
+    taken = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)?", safe) or re.search(r"-[0-9a-f]{8}$", safe)  # or made below
     if safe == student and not taken:
         return safe
     digest = hashlib.sha256(student.encode("utf-8", "backslashreplace")).hexdigest()[:8]
@@ -284,6 +284,7 @@ def _attention(
         link = _link(item)
         items += [f"{link}: {prose(problem)}" for problem in item.problems[:3]]
         items += [f"{link}: could not be graded. {prose(item.failed)}"] if item.failed else []
+        items += [f"{link}: left behind what was removed: {text(item.left)}."] if item.left else []
         if item.submission.older:
             items.append(f"{link}: a later attempt counts, not {text(', '.join(item.submission.older))}.")
     if waiting := sum(mark.waiting for mark in given.values()):

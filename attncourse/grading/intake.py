@@ -17,10 +17,10 @@ from pathlib import Path
 
 from attncourse.grading.notebook import MAX_BYTES, NotebookError, cells_of, check_size
 
-MAX_FILES = 50_000  # in the folder or zip
+MAX_FILES = 200_000  # in the folder or zip
 MAX_NOTEBOOKS = 40  # of one student
+MAX_TOTAL = 200 << 20  # bytes read of one student, so that nobody takes another's share
 MAX_RATIO = 200  # of a zip's member that unpacks to more than a megabyte
-MAX_TOTAL = 4 << 30  # bytes unpacked in all
 MAX_DEPTH = 12
 MAX_NAME = 250  # characters of one part of a path, which systems have too
 IGNORED = ("__MACOSX", ".ipynb_checkpoints")
@@ -192,7 +192,6 @@ def _files_of_zip(path: Path) -> Iterator[_File]:
     members = archive.infolist()
     if len(members) > MAX_FILES:
         raise IntakeError(f"{path} holds {len(members)} files; at most {MAX_FILES} are read")
-    budget = [MAX_TOTAL]
     for order, member in enumerate(members):
         name = member.orig_filename.replace("\\", "/")
         if member.flag_bits & 0x800 == 0:  # not declared as UTF-8, and often is
@@ -200,7 +199,7 @@ def _files_of_zip(path: Path) -> Iterator[_File]:
         parts = tuple(_short(printable(part)) for part in name.split("/") if part not in ("", "."))
         if name.endswith("/") or not parts:
             continue
-        yield _File(parts[:MAX_DEPTH], lambda member=member: _read_member(archive, member, budget), order)
+        yield _File(parts[:MAX_DEPTH], lambda member=member: _read_member(archive, member), order)
 
 
 def _short(name: str) -> str:
@@ -215,7 +214,7 @@ def _recoded(name: str) -> str:
         return name
 
 
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: list[int]) -> bytes:
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """A member's bytes, unpacked only as far as the limits go, whatever its header says."""
     name = _short(printable(member.orig_filename.replace("\\", "/").rsplit("/", 1)[-1]))
     if "\0" in member.orig_filename or ".." in member.orig_filename.replace("\\", "/").split("/"):
@@ -231,13 +230,9 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: list
         )
     try:
         with archive.open(member) as file:
-            data = file.read(max(0, min(MAX_BYTES, budget[0])) + 1)
+            return file.read(MAX_BYTES + 1)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise NotebookError(f"{name} is damaged in the zip: {printable(str(error))}") from None
-    budget[0] -= len(data)
-    if budget[0] < 0:
-        raise NotebookError(f"{name} was not read: the zip unpacks to more than {MAX_TOTAL >> 30} GB")
-    return data
 
 
 def _without_wrapper(files: list[_File]) -> list[_File]:
@@ -349,27 +344,39 @@ def _of_name(file: _File, canvas: _Canvas | None) -> Iterator[_Owned]:
 
 
 def _gradescope(metadata: dict) -> Callable[[_File], Iterator[_Owned]]:
-    """Whose a file is, by Gradescope's list of submitters: each member of a group has the same submission."""
+    """Whose a file is, by Gradescope's list of submitters: each member of a group has the same submission.
+
+    Where two people go by one number, address or name, they are kept apart, and no row of a gradebook is theirs.
+    """
+    people: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for entry in metadata.values():
+        for who in _submitters(entry):
+            people[next(filter(None, who), "")].add(who)
 
     def owners(file: _File) -> Iterator[_Owned]:
         parts = tuple(part for part in file.parts if part != "..")
         if len(parts) < 2 or not GRADESCOPE.fullmatch(parts[0]):
             return
         entry = metadata.get(parts[0])
-        entry = entry if isinstance(entry, dict) else {}
-        history = entry.get(":history")
+        history = entry.get(":history") if isinstance(entry, dict) else None
         n = len(history) + 1 if isinstance(history, list) else 1
-        submitters = entry.get(":submitters")
-        submitters = [who for who in submitters if isinstance(who, dict)] if isinstance(submitters, list) else []
-        for who in submitters or [{}]:
-            given = [who.get(f":{field}") for field in ("name", "email", "sid")]
-            name, email, sid = (_short(printable(text)) if isinstance(text, str) else "" for text in given)
+        for sid, email, name in _submitters(entry) or [("", "", "")]:
             student = sid or email or name or parts[0]
             ids = tuple(id for id in (("SIS User ID", sid), ("SIS Login ID", email)) if id[1])
+            if len(people[student]) > 1:
+                student, ids = f"{student}_{parts[0]}", ()
             order = (n, int(parts[0].split("_")[1]))
             yield _Owned(student, name or student, ids, False, "/".join(parts[1:]), order, file)
 
     return owners
+
+
+def _submitters(entry: object) -> list[tuple[str, str, str]]:
+    """(number, address, name) of each submitter in an entry of Gradescope's list, empty where they are not text."""
+    found = entry.get(":submitters") if isinstance(entry, dict) else None
+    people = [who for who in found if isinstance(who, dict)] if isinstance(found, list) else []
+    texts = [[who.get(f":{field}") for field in ("sid", "email", "name")] for who in people]
+    return [tuple(_short(printable(t)) if isinstance(t, str) else "" for t in text) for text in texts]
 
 
 def _metadata(file: _File) -> dict:
@@ -395,16 +402,17 @@ def _submission(items: list[_Owned]) -> Submission:
     first = min(items, key=lambda item: item.file.order)
     notebooks: list[tuple[tuple, Notebook]] = []
     older: list[str] = []
+    budget = [MAX_TOTAL]
     by_title: dict[str, list[_Owned]] = defaultdict(list)
     for item in items:
         by_title[item.title].append(item)
     too_many = len(by_title) > MAX_NOTEBOOKS
     for title, same in sorted(by_title.items())[:MAX_NOTEBOOKS]:
         same.sort(key=lambda item: item.attempt)
-        kept = [(same[-1], _read(same[-1]))]
+        kept = [(same[-1], _read(same[-1], budget))]
         for item in reversed(same[:-1][-MAX_NOTEBOOKS:]):
             defined = [_defined(notebook) for _, notebook in kept]
-            mine = _read(item)
+            mine = _read(item, budget)
             if _defined(mine) and all(names and names.isdisjoint(_defined(mine)) for names in defined):
                 kept.append((item, mine))
             else:
@@ -413,16 +421,22 @@ def _submission(items: list[_Owned]) -> Submission:
     ordered = tuple(notebook for _, notebook in sorted(notebooks, key=lambda pair: pair[0]))
     problem = f"more than {MAX_NOTEBOOKS} notebooks; the rest was not read" if too_many else ""
     attempt = max(item.attempt[0] for item in items)
-    late = any(item.late for item in items if "/".join(item.file.parts) not in older)
+    replaced = set(older)
+    late = any(item.late and "/".join(item.file.parts) not in replaced for item in items)
     return Submission(first.owner, first.name, attempt, late, ordered, tuple(sorted(older)), first.ids, problem)
 
 
-def _read(item: _Owned) -> Notebook:
+def _read(item: _Owned, budget: list[int]) -> Notebook:
+    """A student's notebook. budget: the bytes that may still be read of this student, which it takes from."""
     name = item.file.parts[-1]
     try:
         if ".." in item.file.parts:
             raise NotebookError(f"the path of {name} leads out of its folder; it was not read")
-        return Notebook(name, tuple(cells_of(name, item.file.read())), attempt=item.attempt[0])
+        if budget[0] <= 0:
+            raise NotebookError(f"{name} was not read: the notebooks have more than {MAX_TOTAL >> 20} MB in all")
+        data = item.file.read()
+        budget[0] -= len(data)
+        return Notebook(name, tuple(cells_of(name, data)), attempt=item.attempt[0])
     except NotebookError as error:
         return Notebook(name, None, printable(str(error)), item.attempt[0])
 

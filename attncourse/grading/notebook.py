@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 MAX_BYTES = 20 << 20
-MAX_CODE = 900_000  # bytes of all code cells as JSON: what one message to a worker can hold
+MAX_CODE, MAX_CELLS = 900_000, 5000  # bytes of all code cells as JSON, and cells: what one message to a worker holds
 
 
 class NotebookError(ValueError):
@@ -42,4 +42,6 @@ def cells_of(name: str, data: bytes) -> list[str]:
         raise NotebookError(f"{name} is JSON, but not a notebook of format 4") from None
     if (size := len(json.dumps(found))) > MAX_CODE:
         raise NotebookError(f"{name} has {size / 1e6:.1f} MB of code; at most {MAX_CODE / 1e6:.1f} are run")
+    if len(found) > MAX_CELLS:
+        raise NotebookError(f"{name} has {len(found)} code cells; at most {MAX_CELLS} are run")
     return found

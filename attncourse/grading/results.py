@@ -24,6 +24,8 @@ def to_json(grade: Grade) -> dict:
         ],
         "extra_data": {
             "isolation": grade.isolation,
+            "protection": grade.protection,
+            "left_behind": grade.left,
             "mistakes": {v.exercise.id: [m.name for m in v.mistakes] for v in grade.verdicts if v.mistakes},
             "cell_errors": {str(i): text for i, text in grade.cell_errors.items()},
         },
@@ -51,6 +53,7 @@ def of_student(item: Graded, mark: Mark) -> dict:
             "student": item.submission.student,
             "isolation": item.isolation,
             "protection": dict(item.protection),
+            "left_behind": item.left,
             "late": item.submission.late,
             "excused": mark.points is None,
             "mistakes": {e["id"]: [m["name"] for m in e["mistakes"]] for e in item.exercises if e["mistakes"]},

@@ -70,7 +70,7 @@ def lend(homes: Path, start: int = 0) -> User:
         elif _has_name(uid) or processes_of(uid):
             os.close(lock)
             continue
-        home = homes / str(uid)
+        home = homes.resolve() / str(uid)
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(home).encode(), 0)
         home.mkdir(mode=0o700)
@@ -137,15 +137,16 @@ def memory(pid: int | str) -> int:
 
 def files_of(uid: int, folders: Iterable[Path]) -> Iterator[Path]:
     """The files and folders of a user in these folders, and in those below that everyone may write to."""
-    for folder in folders:
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+    todo = [*folders]
+    while todo:
+        with contextlib.suppress(OSError), os.scandir(todo.pop()) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
                     found = entry.stat(follow_symlinks=False)
                     if found.st_uid == uid:
                         yield Path(entry)
                     elif stat.S_ISDIR(found.st_mode) and found.st_mode & 0o002:
-                        yield from files_of(uid, [Path(entry)])
+                        todo.append(Path(entry))
 
 
 def usage(uid: int, home: Path, pids: Iterable[int]) -> tuple[int, int]:
@@ -175,8 +176,7 @@ def _wipe(uid: int, home: Path) -> str:
     places = {Path(name).resolve() for name in (*WRITABLE, tempfile.gettempdir())}
     n_files = 0
     for path in list(files_of(uid, places)):
-        _remove(path)
-        n_files += 1
+        n_files += _remove(path)
     n_shared = _remove_shared_memory(uid)
     counted = (
         (n_processes - 1, "more processes"),
@@ -186,18 +186,44 @@ def _wipe(uid: int, home: Path) -> str:
     return ", ".join(f"{n} {what}" for n, what in counted if n > 0)
 
 
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, however deep; symbolic links are not followed."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISDIR(path.lstat().st_mode):
-            path.unlink()
-            return
+def _remove(path: Path) -> bool:
+    """Remove a file or a folder, however deep; whether it was there.
+
+    No symbolic link is followed, not even on the way there: another submission, still running, could put one in.
+    """
+    try:
+        folder = _open_folder(path.parent)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        if not stat.S_ISDIR(os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode):
+            os.unlink(path.name, dir_fd=folder)
+            return True
         try:
-            shutil.rmtree(path)
+            shutil.rmtree(path.name, dir_fd=folder)
         except (OSError, RecursionError):
-            subprocess.run(["rm", "-rf", "--one-file-system", "--", str(path)], check=False, capture_output=True)
-    if path.exists():
-        raise RuntimeError(f"{path}, which a submission made, cannot be removed")
+            command, place = ["rm", "-rf", "--one-file-system", "--", f"./{path.name}"], f"/proc/self/fd/{folder}"
+            subprocess.run(command, cwd=place, pass_fds=[folder], check=False, capture_output=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+                raise RuntimeError(f"{path}, which a submission made, cannot be removed") from None
+        return True
+    except FileNotFoundError:
+        return False
+    finally:
+        os.close(folder)
+
+
+def _open_folder(path: Path) -> int:
+    """A handle of a folder. NotADirectoryError where a part of its path is a symbolic link."""
+    handle = os.open("/", os.O_PATH)
+    for name in path.parts[1:]:
+        try:
+            below = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
+        finally:
+            os.close(handle)
+        handle = below
+    return handle
 
 
 def _remove_shared_memory(uid: int) -> int:

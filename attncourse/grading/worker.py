@@ -27,6 +27,7 @@ from attncourse.grading import isolation, users, wire
 
 WATCH_SECONDS = 0.2  # between two looks at what a submission has taken
 MAX_CANDIDATES = 20  # definitions of one name that are kept, of the latest cells
+MAX_ERRORS = 100  # of cells, told of one notebook: one message must hold them
 
 
 def main(control_fd: int, level: str, folder: str, extra: bool) -> None:
@@ -189,7 +190,14 @@ class _Runner:
         wire.send(self.channel, {"ready": protection})
         while True:
             request = wire.receive(self.channel)
-            wire.send(self.channel, getattr(self, f"_do_{request.pop('do')}")(**request))
+            reply = getattr(self, f"_do_{request.pop('do')}")(**request)
+            try:
+                wire.send(self.channel, reply)
+            except OSError:
+                raise
+            except Exception as error:  # what was returned is too large, say, or of a dtype that is not sent
+                told = compute.Failure("TypeError", f"what it returns cannot be graded: {error}"[:500])
+                wire.send(self.channel, {"reply": compute.Reply((), told)})
 
     def _do_cells(self, cells: list[str], skip: list[int], names: list[str]) -> dict:
         """Run all cells but `skip`; say before each which it is, so that one that never ends is known."""
@@ -204,7 +212,7 @@ class _Runner:
                 os._exit(0)  # a process that the cell forked, and that came out of the cell like its parent
             if self.jail.level == "B" and _files_are_too_many(self.jail, [self.pid]):
                 os._exit(1)  # now, so that the cell is skipped: the watch would come in the middle of an answer
-            if error:
+            if error and len(errors) < MAX_ERRORS:
                 errors[str(i)] = error
             for name in names:
                 if name in self.namespace and self.namespace[name] is not before[name]:

@@ -139,6 +139,8 @@ def test_names_of_pages_are_safe_and_differ():
         ".",
         "",
         "con",
+        "LPT1",
+        "com9",
         "josé",
         "jose",
         "a" * 300,

@@ -185,6 +185,31 @@ def test_gradescope(tmp_path):
     assert marks(class_["one@example.edu"]) == marks(class_["two@example.edu"]) == ["pair"]
 
 
+def test_two_people_of_one_number_are_kept_apart(tmp_path):
+    """A number or a name may be what a student typed: nobody hands in for another, or gets another's points."""
+    people = [
+        ("Ada", "ada@example.edu", "301"),
+        ("Mallory", "mallory@example.edu", "301"),
+        ("Bo", "bo@example.edu", ""),
+        ("Eve", "eve@example.edu", "bo@example.edu"),
+        ("Cy", "cy@example.edu", "307"),
+    ]
+    metadata = "".join(
+        f"submission_{i}:\n  :submitters:\n  - :name: {name}\n    :email: {email}\n    :sid: '{sid}'\n"
+        for i, (name, email, sid) in enumerate(people)
+    )
+    books = {f"submission_{i}/x.ipynb": marked(name) for i, (name, *_) in enumerate(people)}
+    class_ = found(zipped({"submission_metadata.yml": metadata.encode()} | books, tmp_path / "s.zip"))
+    assert {student: marks(s) for student, s in class_.items()} == {
+        "301_submission_0": ["Ada"],
+        "301_submission_1": ["Mallory"],
+        "bo@example.edu_submission_2": ["Bo"],
+        "bo@example.edu_submission_3": ["Eve"],
+        "307": ["Cy"],
+    }
+    assert [bool(s.ids) for s in class_.values()] == [False, False, True, False, False]
+
+
 def test_the_list_of_submitters_makes_no_objects(tmp_path, monkeypatch):
     hostile = b"submission_1:\n  :submitters:\n  - :name: !!python/object/apply:os.system ['touch ran']\n    :sid: 7\n"
     path = zipped({"submission_metadata.yml": hostile, "submission_1/x.ipynb": GOOD}, tmp_path / "s.zip")
@@ -381,13 +406,18 @@ def test_bombs_in_a_zip(tmp_path, monkeypatch):
     assert "30 MB; at most 21 are read" in class_["3"].notebooks[0].problem
     assert "a zip within is not opened" in class_["5"].problem
     assert class_["7"].notebooks[0].cells == ("x = 1",)
-    monkeypatch.setattr(intake, "MAX_TOTAL", len(GOOD) + 10)
-    many = {f"s{i}_{i}_9_x.ipynb": GOOD for i in range(4)}
-    read = [s.notebooks[0].cells is not None for s in find_submissions(zipped(many, tmp_path / "many.zip"))]
-    assert read == [True, False, False, False]
     monkeypatch.setattr(intake, "MAX_FILES", 3)
     with pytest.raises(IntakeError, match="holds 4 files; at most 3"):
-        find_submissions(tmp_path / "many.zip")
+        find_submissions(path)
+
+
+def test_one_student_cannot_use_up_what_may_be_read_of_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(intake, "MAX_TOTAL", len(GOOD) + 10)
+    many = {f"ann/{i}.ipynb": GOOD for i in range(4)} | {"bob/x.ipynb": GOOD}
+    class_ = found(zipped(many, tmp_path / "many.zip"))
+    assert [book.cells is not None for book in class_["ann"].notebooks] == [True, True, False, False]
+    assert "3.ipynb was not read: the notebooks have more than" in class_["ann"].notebooks[3].problem
+    assert class_["bob"].notebooks[0].cells == ("x = 1",)
 
 
 def test_a_header_that_lies_and_damage_and_encryption(tmp_path):
