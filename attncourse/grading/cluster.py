@@ -90,13 +90,9 @@ class Cluster:
             if answers and not found:
                 return candidate
             refused = refused or found
-        broken = [address for address in refused if isinstance(answers[address], Exception)]
-        versions = (
-            self._client.run(getattr, attncourse, "__version__", workers=broken, on_error="return") if broken else {}
-        )
-        for address, version in versions.items():
-            has = f"attncourse {version}" if isinstance(version, str) else "no attncourse"
-            refused[address] = f"has {has}, and it takes {self._terms.fingerprint} ({_said(answers[address])})"
+        for address in refused:
+            if isinstance(error := answers[address], Exception):
+                refused[address] = self._lacking(address, error)
         named = "; ".join(f"{address} {reason}" for address, reason in sorted(refused.items())[:3])
         raise ClassError(f"{len(refused)} of {len(answers)} Dask workers cannot grade this class: {named}")
 
@@ -106,6 +102,15 @@ class Cluster:
         version = asked.get(address)
         has = f"attncourse {version}" if isinstance(version, str) else "no attncourse"
         return f"has {has}, and this class is graded with {self._terms.fingerprint} ({_said(error)})"
+
+    def _lacking(self, address: str, error: Exception) -> str:
+        """What a worker has, from which this module could not be imported."""
+        asked = self._client.run(getattr, attncourse, "__version__", workers=[address], on_error="return")
+        version = asked.get(address)
+        has = f"attncourse {version}" if isinstance(version, str) else "no attncourse that it can import"
+        return (
+            f"has {has}, and this class is graded with {self._terms.fingerprint}: install that there ({_said(error)})"
+        )
 
     def pool(self, n: int) -> Executor:
         """An executor for `grade_class`, which sees to it that n jobs are under way."""
