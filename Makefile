@@ -1,5 +1,5 @@
 # make book and make test do everything on a fresh machine. TORCH='…' passes pip arguments for torch.
-.PHONY: help setup book serve check lint unit notebooks-run pages test test-all colab exercises matrix claims map oracles mutation bench lab clean
+.PHONY: help setup book serve check lint unit notebooks-run pages test test-all colab exercises matrix claims map oracles mutation bench lab publish-dry-run newest clean
 .DEFAULT_GOAL := help
 export TORCH PYTHON
 # The work is many small tensors, and it is spread over processes: more threads would only wait for each other.
@@ -84,6 +84,13 @@ bench: .venv/test.stamp  ## measure: ratios within one process
 
 lab: .venv/book.stamp  ## run the experiments whose results are committed (long; resumes)
 	@$(BIN)/python -m attncourse.lab
+
+publish-dry-run: .venv/book.stamp  ## make what a fork publishes, in _build/publish: REPOSITORY=owner/name [SITE=https://…]
+	@$(BIN)/python scripts/build_book.py
+	@$(BIN)/python -m scripts.publish --repository '$(REPOSITORY)' --site '$(SITE)'
+
+newest:  ## in a fresh clone: install the newest versions of everything, run the checks, report in _build/newest.md
+	@$(or $(PYTHON),python3) -m scripts.newest
 
 clean:  ## remove what was built, keep .venv
 	@rm -rf _build
