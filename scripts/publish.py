@@ -65,6 +65,7 @@ def publish(to: Address, out: Path, site: Path = SITE, outputs: Path = BUILD / "
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(nbformat.writes(notebook) + "\n", "utf-8")
     if to.repository:
+        branch.mkdir(exist_ok=True)
         (branch / "README.md").write_text(README.format(site=to.site), "utf-8")
         for name in ("LICENSE", "LICENSE-CONTENT"):
             shutil.copy(ROOT / name, branch)
