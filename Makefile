@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 say = @printf '\n== %s\n' '$(1)'
 
 help:  ## say what the commands are
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 17
 
 .venv/book.stamp: $(STATED)
 	@scripts/setup.sh book

@@ -23,7 +23,6 @@ from scripts.stamp import Address, address, anchors, stamp_notebook, stamp_page
 from scripts.wheel import build_wheel
 
 EXECUTED = ("notebooks", "solutions")  # exercises are published as a learner first meets them
-NOT_PAGES = ("index.html", "search.html")  # a redirect, and a page without text
 README = """# Notebooks for Colab
 
 Made by the publishing workflow, which replaces this branch each time: change nothing here.
@@ -47,12 +46,12 @@ def publish(to: Address, out: Path, site: Path = SITE, outputs: Path = BUILD / "
         for place in (package, published / "wheel"):
             place.mkdir()
             wheel = Path(shutil.copy(made, place))
-    notebooks = sorted(path.relative_to(site / "_sources").as_posix() for path in site.glob("_sources/*/*.ipynb"))
-    for path in sorted(published.glob("**/*.html")):
-        page = path.relative_to(published).as_posix()
-        if page not in NOT_PAGES and not page.startswith("_"):
-            is_notebook = page.removesuffix(".html") + ".ipynb" in notebooks
-            path.write_text(stamp_page(path.read_text("utf-8"), page, to, is_notebook), "utf-8")
+    sources = {path.relative_to(site / "_sources") for path in site.glob("_sources/**/*.*")}
+    notebooks = sorted(path.as_posix() for path in sources if path.suffix == ".ipynb")
+    for source in sorted(sources):  # what has none, such as the search, is no page of the course
+        page = source.with_suffix(".html").as_posix()
+        path = published / page
+        path.write_text(stamp_page(path.read_text("utf-8"), page, to, source.suffix == ".ipynb"), "utf-8")
     ids = anchors(published)
     cache = get_cache(outputs)
     for name in notebooks if to.site else ():

@@ -117,6 +117,8 @@ def site(tmp_path):
     for name in ("notebooks/05_causal.html", "book/map.html"):
         (tmp_path / "html" / name).parent.mkdir(parents=True)
         (tmp_path / "html" / name).write_text(PAGE.format(head=""))
+    (tmp_path / "html" / "_sources" / "book").mkdir(parents=True)
+    (tmp_path / "html" / "_sources" / "book" / "map.md").write_text("# Masks")
     (tmp_path / "html" / "index.html").write_text("<a href='book/map.html'>Open</a>")
     return tmp_path / "html"
 
@@ -207,7 +209,9 @@ def test_what_an_earlier_run_left_is_not_published_again(site, wheel, tmp_path):
         (out / left).write_text("")
     publishing.publish(address("a/b"), out, site, outputs=tmp_path / "cache")
     assert not [path for path in out.rglob("*") if path.stem in {"gone", "old"}]
-    assert "Some-One" not in (out / "site" / "book" / "map.html").read_text()
+    html = (out / "site" / "book" / "map.html").read_text()
+    assert "github.com/a/b/issues" in html and "Some-One" not in html
+    assert "github.com" not in (out / "site" / "index.html").read_text()  # no page, but a redirect
 
 
 def test_earlier_packages_stay_beside_the_new_one(tmp_path):

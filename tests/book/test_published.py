@@ -95,9 +95,9 @@ def lost(address, tree):
 
 
 def pages(tree):
-    """The pages of the site: their paths in it."""
-    found = sorted(path.relative_to(tree / "site").as_posix() for path in tree.glob("site/*/**/*.html"))
-    return [page for page in found if not page.startswith("_")]
+    """The pages of the course: what has a source."""
+    sources = (path.relative_to(tree / "site" / "_sources") for path in tree.glob("site/_sources/**/*.*"))
+    return sorted(path.with_suffix(".html").as_posix() for path in sources)
 
 
 def test_every_page_says_where_it_lies_and_how_to_report_an_error(tree):
@@ -123,7 +123,9 @@ def test_notebooks_pages_and_no_others_open_in_colab(tree):
 
 def test_links_of_pages_resolve(tree):
     broken, own = [], 0
-    for name in [*pages(tree), "index.html", "search.html"]:
+    every = {path.relative_to(tree / "site").as_posix() for path in tree.glob("site/**/*.html")}
+    assert {*pages(tree), "index.html", "search.html"} <= every
+    for name in sorted(name for name in every if not name.startswith("_")):
         for target in read(tree / "site" / name).links:
             absolute = target if urlsplit(target).scheme else urljoin(TO.site + name, target)
             own += absolute.startswith((COLAB, TO.site))
