@@ -1,5 +1,5 @@
 # make book and make test do everything on a fresh machine. TORCH='…' passes pip arguments for torch.
-.PHONY: help setup book serve check lint unit notebooks-run pages test test-all colab exercises matrix claims map guide oracles mutation bench lab clean
+.PHONY: help setup book serve check lint unit notebooks-run pages test test-all colab exercises matrix claims map guide oracles mutation bench lab publish-dry-run newest clean
 .DEFAULT_GOAL := help
 export TORCH PYTHON
 # The work is many small tensors, and it is spread over processes: more threads would only wait for each other.
@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 say = @printf '\n== %s\n' '$(1)'
 
 help:  ## say what the commands are
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 17
 
 .venv/book.stamp: $(STATED)
 	@scripts/setup.sh book
@@ -87,6 +87,13 @@ bench: .venv/test.stamp  ## measure: ratios within one process
 
 lab: .venv/book.stamp  ## run the experiments whose results are committed (long; resumes)
 	@$(BIN)/python -m attncourse.lab
+
+publish-dry-run: .venv/book.stamp  ## make what a fork publishes, in _build/publish: REPOSITORY=owner/name [SITE=https://…]
+	@$(BIN)/python scripts/build_book.py
+	@$(BIN)/python -m scripts.publish --repository '$(REPOSITORY)' --site '$(SITE)'
+
+newest:  ## in a fresh clone: install the newest versions of everything, run the checks, report in _build/newest.md
+	@$(or $(PYTHON),python3) -m scripts.newest
 
 clean:  ## remove what was built, keep .venv
 	@rm -rf _build

@@ -14,14 +14,12 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import venv
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +34,7 @@ from attncourse.grading.examiner import Exam, Workers, exercises_in, grade
 from attncourse.grading.notebook import code_cells
 from scripts import setup_cell
 from scripts.colab_save import colab_save
+from scripts.wheel import build_wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv-colab"
@@ -128,25 +127,6 @@ def freeze() -> dict[str, str]:
     """Every package of the environment and its version."""
     code = "import importlib.metadata as m, json; print(json.dumps([[d.name, d.version] for d in m.distributions()]))"
     return dict(json.loads(ask(code, ENVIRONMENT)))
-
-
-def build_wheel(folder: Path) -> Path:
-    """The course's wheel, built from a copy of its sources, so that the checkout stays as it is."""
-    copied = folder / "source"
-    ignore = shutil.ignore_patterns("__pycache__", ".*")
-    shutil.copytree(ROOT / "attncourse", copied / "attncourse", ignore=ignore)
-    shutil.copytree(ROOT / "tests", copied / "tests", ignore=ignore)  # to see that they are left out
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copied)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder / "served")]
-    subprocess.run([*command, str(copied)], check=True)
-    (wheel,) = (folder / "served").glob("*.whl")
-    wanted = {path.relative_to(copied).as_posix() for path in (copied / "attncourse").rglob("*") if path.is_file()}
-    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    if inside != wanted:
-        sys.exit(f"the wheel lacks {sorted(wanted - inside)}, and has in excess {sorted(inside - wanted)}")
-    print(f"{wheel.name}: {len(inside)} files, {wheel.stat().st_size / 1e6:.1f} MB", flush=True)
-    return wheel
 
 
 @contextlib.contextmanager
@@ -263,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="attncourse-colab-") as temporary:
         folder = Path(temporary)
         specs = kernel_in(folder)
-        with served(build_wheel(folder)) as address:
+        with served(build_wheel(folder / "wheel")) as address:
             print(f"{'notebook':<34} {'s':>5}  ok   points, original and as Colab saves it", flush=True)
             for path in chosen:
                 runs.append(run(path, address, folder, specs))

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what the Makefile's targets need, in .venv and node_modules: `scripts/setup.sh book` or `… test`.
-# Environment: PYTHON, the interpreter to use (else one is looked for); TORCH, pip arguments for torch.
+# Environment: PYTHON, the interpreter to use (else one is looked for); TORCH, pip arguments for torch;
+# NEWEST, not empty: the newest versions in place of the pinned ones, except where a pin has its reason beside it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:-book}
@@ -24,7 +25,8 @@ fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 # torch first and exactly: asked for loosely, or as a dependency, it can bring gigabytes of CUDA libraries.
-: "${TORCH:=$(grep '^torch==' requirements.txt)}"
+unpinned() { sed -E "${NEWEST:+/ # /!s/==[^ ]+//}"; }
+: "${TORCH:=$(grep '^torch==' requirements.txt | unpinned)}"
 if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
   say "Installing $TORCH (the largest piece; another build: make book TORCH='torch==2.13.0 --index-url …')"
   # shellcheck disable=SC2086  # TORCH is meant to split into several pip arguments
@@ -32,7 +34,7 @@ if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
 fi
 say "Installing the Python packages of requirements$([ "$stage" = test ] && echo -test).txt"
 without_torch() { grep -v -e '^torch==' -e '^-r ' "$@"; }
-without_torch -h requirements.txt $([ "$stage" = test ] && echo requirements-test.txt) > .venv/requirements.txt
+without_torch -h requirements.txt $([ "$stage" = test ] && echo requirements-test.txt) | unpinned > .venv/requirements.txt
 pip install --quiet --requirement .venv/requirements.txt
 pip install --quiet --no-deps --editable .
 

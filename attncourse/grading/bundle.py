@@ -19,6 +19,7 @@ from attncourse.grading.handout import ANSWER, STUB, AssignError, Chapter, Links
 from attncourse.grading.key import Assignment, Key
 
 SHIPPED = Path(attncourse.__file__).parent / "data" / "assign"
+EPOCH = {"SOURCE_DATE_EPOCH": "315532800"}  # the dates inside a wheel: the same sources give the same bytes
 NEEDED = ("numpy", "matplotlib", "ipython")  # beside torch, where notebooks are graded
 KEY_NAME = "instructor.key"
 
@@ -32,7 +33,8 @@ def build_wheel(course: Path, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
     if _has_setuptools():  # then nothing has to be downloaded
         command.append("--no-build-isolation")
-    built = subprocess.run([*command, "--wheel-dir", str(folder), str(copied)], capture_output=True, text=True)
+    command += ["--wheel-dir", str(folder), str(copied)]
+    built = subprocess.run(command, capture_output=True, text=True, env=os.environ | EPOCH)
     if built.returncode:
         reason = (built.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise AssignError(f"the course's package could not be packed: {reason}; try pip install 'setuptools>=77'")

@@ -1,0 +1,149 @@
+"""Where a fork is published, and how that address gets into its pages and notebooks."""
+
+import posixpath
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from html import escape, unescape
+from pathlib import Path
+from urllib.parse import quote, urlencode, urljoin, urlsplit
+
+import nbformat
+from docutils.nodes import make_id
+from nbformat import NotebookNode
+
+from scripts import setup_cell
+
+BRANCH = "colab"
+REPOSITORY = re.compile(r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}/(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}(?<!\.git)")
+GPU = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}}  # what Colab takes its runtime from
+LINK = re.compile(r"\]\(((?:[\w./-]*\.(?:ipynb|md))?(?:#[^)\s]*)?)\)")  # of Markdown, to a page of the course
+
+
+@dataclass(frozen=True)
+class Address:
+    """repository: owner/name on GitHub; site: where the pages lie, a slash at its end. "" where it is not known.
+
+    issues: whether readers may open issues there; in a fork they are off until its owner switches them on.
+    """
+
+    repository: str = ""
+    site: str = ""
+    issues: bool = True
+
+    def colab(self, notebook: str) -> str:
+        """The address at which Colab opens a notebook, given by its path: notebooks/13_gqa.ipynb."""
+        return f"https://colab.research.google.com/github/{self.repository}/blob/{BRANCH}/{quote(notebook)}"
+
+    def report(self, title: str, page: str) -> str:
+        """The address of a new issue on a page, its form filled in as far as the page knows."""
+        fields = {"template": "error.yml", "title": f"Error: {title}", "page": self.site + page}
+        return f"https://github.com/{self.repository}/issues/new?{urlencode(fields)}"
+
+    def wheel(self, name: str) -> str:
+        """The address of the package, or "" where there is no site."""
+        return f"{self.site}wheel/{name}" if self.site else ""
+
+
+def address(repository: str = "", site: str = "", issues: bool = True) -> Address:
+    """The address of a fork; `site` is where GitHub Pages puts it unless another is given (a custom domain).
+
+    Raises ValueError for what is no owner/name, and for a site that is no plain https address.
+    """
+    if repository and not REPOSITORY.fullmatch(repository):
+        raise ValueError(f"repository={repository!r} is not owner/name as on GitHub, such as someone/attention")
+    if repository and not site:
+        owner, name = repository.lower().split("/")[0], repository.split("/")[1]
+        site = f"https://{owner}.github.io/" + ("" if name.lower() == f"{owner}.github.io" else f"{name}/")
+    if site:
+        parts = urlsplit(site)
+        if parts.scheme == "http" and parts.hostname:
+            raise ValueError(f"site={site!r} is not https, and Colab installs the package from it: enforce HTTPS there")
+        plain = re.fullmatch(r"https://[\w.-]+(:\d+)?(/[\w.~-]+)*/?", site, re.ASCII)
+        if not plain:
+            raise ValueError(f"site={site!r} is no plain https address, such as https://course.example.org/")
+        site = site.rstrip("/") + "/"
+    return Address(repository, site, issues)
+
+
+def stamp_page(html: str, page: str, to: Address, is_notebook: bool) -> str:
+    """A built page with its links: to Colab under the title, and to report an error at its end.
+
+    page: its path in the site. Raises ValueError when the page has no title or article to put them into.
+    """
+    found = re.search(r"<title>\s*(.*?)( &#8212; [^<]*)?</title>", html, re.DOTALL)
+    if not found or not re.search(r"<article.*</h1>.*</article>", html, re.DOTALL):
+        raise ValueError(f"{page} has no title, heading or article: it is no page of the book")
+    title = unescape(found[1])
+    article = html.index("<article")
+    under_title = html.index("</h1>", article) + len("</h1>")
+    end = html.index("</article>", article)
+    launch = to.repository and is_notebook and to.colab(page.removesuffix(".html") + ".ipynb")
+    report = to.repository and to.issues and to.report(title, page)
+    html = (
+        html[:under_title]
+        + (_line("launch", launch, "Open in Colab") if launch else "")
+        + html[under_title:end]
+        + (_line("report", report, "Report an error on this page") if report else "")
+        + html[end:]
+    )
+    if to.site:  # what a preview of a link shows has to be an absolute address
+        html = html.replace("</head>", f'<link rel="canonical" href="{to.site}{page}" />\n</head>', 1)
+        pattern = r'(<meta property="og:(?:image|url)" content=")([^"]+)'
+        html = re.sub(pattern, lambda m: m[1] + urljoin(to.site + page, m[2]), html)
+    return html
+
+
+def _line(name: str, target: str, text: str) -> str:
+    return f'\n<p class="course-{name} d-print-none"><a href="{escape(target)}">{text}</a></p>\n'
+
+
+def stamp_notebook(
+    notebook: NotebookNode, path: str, wheel: str, to: Address, ids: Callable[[str], dict[str, str]]
+) -> None:
+    """Give a notebook, in place, the package's address, a GPU, and links that lead somewhere from Colab.
+
+    path: notebooks/13_gqa.ipynb. wheel: its name. ids: the anchors of a page of the site. A whole notebook is opened
+    in Colab, a place in one on the site. Raises ValueError for a link to a place that is not there.
+    """
+
+    def absolute(match: re.Match[str]) -> str:
+        target, _, anchor = match[1].partition("#")
+        file = posixpath.normpath(posixpath.join(posixpath.dirname(path), target)) if target else path
+        if file.endswith(".ipynb") and not anchor and to.repository:
+            return f"]({to.colab(file)})"
+        page = posixpath.splitext(file)[0] + ".html"
+        places = ids(page)
+        place = places.get(anchor) or places.get(_letters(anchor), "")
+        if anchor and not place:
+            raise ValueError(f"{path} links to {match[1]}, and {page} has no such place")
+        return f"]({to.site}{page}{'#' if place else ''}{place})"
+
+    setup_cell.stamp(notebook, to.wheel(wheel))
+    notebook.metadata |= nbformat.from_dict(GPU)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = LINK.sub(absolute, cell.source)
+    nbformat.validate(notebook)
+
+
+def anchors(site: Path) -> Callable[[str], dict[str, str]]:
+    """A function from a page's path in `site` to the ids in it; a page that is not there raises ValueError.
+
+    Notebooks name a heading in GitHub's way (5-bahdanaus-order), pages in docutils' (bahdanau-s-order): an id is found
+    by itself, and by its letters.
+    """
+
+    @cache
+    def ids(page: str) -> dict[str, str]:
+        if not (site / page).is_file():
+            raise ValueError(f"a notebook links to {page}, which the site has not")
+        found = re.findall(r'\sid="([^"]+)"', (site / page).read_text("utf-8"))
+        return {_letters(id): id for id in reversed(found)} | {id: id for id in found}
+
+    return ids
+
+
+def _letters(anchor: str) -> str:
+    return make_id(anchor).replace("-", "")

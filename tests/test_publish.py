@@ -1,0 +1,251 @@
+"""A fork's address: what is one, what follows from it, and where it goes in a page and a notebook."""
+
+import json
+from urllib.parse import parse_qs, urlsplit
+
+import nbformat
+import pytest
+from nbformat import v4
+
+from scripts import publish as publishing
+from scripts.stamp import GPU, Address, address, anchors, stamp_notebook, stamp_page
+
+PAGE = """<html><head><title>Masks &amp; queries &#8212; attncourse</title>{head}</head>
+<body><h1>For print</h1><article class="bd-article"><section><h1>Masks</h1><p id="the-idea">x</p>
+<h2 id="in-bahdanau-s-order">y</h2></section></article></body></html>"""
+FORK = address("Some-One/attention.course")
+WHEEL = "attncourse-0.1.0-py3-none-any.whl"
+
+
+@pytest.mark.parametrize(
+    ("repository", "site", "expected"),
+    [
+        ("Some-One/attention", "", "https://some-one.github.io/attention/"),
+        ("Some-One/Attention_2.0", "", "https://some-one.github.io/Attention_2.0/"),
+        ("Some-One/some-one.github.io", "", "https://some-one.github.io/"),
+        ("Some-One/Some-One.github.io", "", "https://some-one.github.io/"),
+        ("someone/attention", "https://course.example.org", "https://course.example.org/"),
+        ("", "https://example.org:8443/~me/course", "https://example.org:8443/~me/course/"),
+        ("", "", ""),
+    ],
+)
+def test_the_site_follows_from_the_repository_unless_it_is_given(repository, site, expected):
+    assert address(repository, site) == Address(repository, expected)
+
+
+@pytest.mark.parametrize(
+    "repository",
+    [
+        "attention",
+        "a/b/c",
+        "-a/b",
+        "a--b/c",
+        "a/",
+        "/b",
+        "a/..",
+        "a/b.git",
+        "a b/c",
+        'a/b"',
+        "a/é",
+        "a/b\n",
+        "o" * 40 + "/c",
+    ],
+)
+def test_what_is_no_repository_is_refused_by_name(repository):
+    with pytest.raises(ValueError, match=r"^repository=.* is not owner/name"):
+        address(repository)
+
+
+@pytest.mark.parametrize(
+    "site", ["example.org", "https://", "ftp://example.org/", "https://e.org/?a=b", "https://e.org/#a", 'https://e.org/"',
+             "https://me:secret@e.org/", "https://e.org/a b", "https://é.org/"]
+)  # fmt: skip
+def test_what_is_no_site_is_refused_by_name(site):
+    with pytest.raises(ValueError, match=r"^site=.* is no plain https address"):
+        address("a/b", site)
+
+
+def test_a_site_without_https_is_refused_and_why():
+    with pytest.raises(ValueError, match="Colab installs the package from it: enforce HTTPS"):
+        address("a/b", "http://example.org/")
+
+
+def test_a_notebooks_page_opens_in_colab_and_reports_errors():
+    html = stamp_page(PAGE.format(head=""), "notebooks/05_causal.html", FORK, is_notebook=True)
+    colab = "https://colab.research.google.com/github/Some-One/attention.course/blob/colab/notebooks/05_causal.ipynb"
+    article = html[html.index("<article") :]
+    assert f'</h1>\n<p class="course-launch d-print-none"><a href="{colab}">Open in Colab</a></p>' in article
+    assert html.count(colab) == 1
+    report = html[html.index('href="https://github.com/') + 6 :].partition('"')[0].replace("&amp;", "&")
+    assert urlsplit(report).path == "/Some-One/attention.course/issues/new"
+    page = "https://some-one.github.io/attention.course/notebooks/05_causal.html"
+    assert parse_qs(urlsplit(report).query) == {
+        "template": ["error.yml"],
+        "title": ["Error: Masks & queries"],
+        "page": [page],
+    }
+    assert f'<link rel="canonical" href="{page}" />' in html
+
+
+def test_a_page_has_only_the_links_that_lead_somewhere():
+    plain = PAGE.format(head="")
+    stamped = {
+        "prose": stamp_page(plain, "book/map.html", FORK, is_notebook=False),
+        "no issues": stamp_page(plain, "a/b.html", address("a/b", issues=False), is_notebook=True),
+        "no GitHub": stamp_page(plain, "a/b.html", address(site="https://e.org"), is_notebook=True),
+    }
+    found = {name: ("Open in Colab" in html, "Report an error" in html) for name, html in stamped.items()}
+    assert found == {"prose": (False, True), "no issues": (True, False), "no GitHub": (False, False)}
+    assert stamp_page(plain, "a/b.html", Address(), is_notebook=True) == plain
+
+
+def test_previews_get_absolute_addresses():
+    head = '<meta property="og:image" content="../_static/preview.png" /><meta property="og:title" content="a/b" />'
+    html = stamp_page(PAGE.format(head=head), "book/map.html", FORK, is_notebook=False)
+    assert 'content="https://some-one.github.io/attention.course/_static/preview.png"' in html
+    assert 'content="a/b"' in html
+
+
+def test_what_is_no_page_of_the_book_is_refused():
+    with pytest.raises(ValueError, match=r"a/b\.html has no title, heading or article"):
+        stamp_page("<title>x</title><article></article>", "a/b.html", FORK, is_notebook=False)
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A book of two pages."""
+    for name in ("notebooks/05_causal.html", "book/map.html"):
+        (tmp_path / "html" / name).parent.mkdir(parents=True)
+        (tmp_path / "html" / name).write_text(PAGE.format(head=""))
+    (tmp_path / "html" / "_sources" / "book").mkdir(parents=True)
+    (tmp_path / "html" / "_sources" / "book" / "map.md").write_text("# Masks")
+    (tmp_path / "html" / "index.html").write_text("<a href='book/map.html'>Open</a>")
+    return tmp_path / "html"
+
+
+def stamped(site, to, *lines):
+    """The Markdown of a stamped notebook, and the notebook."""
+    notebook = v4.new_notebook(cells=[v4.new_markdown_cell("\n".join(lines)), v4.new_code_cell("x", id="x")])
+    stamp_notebook(notebook, "notebooks/05_causal.ipynb", WHEEL, to, anchors(site))
+    return notebook.cells[0].source.split("\n"), notebook
+
+
+LINKS = [
+    "[a](05_causal.ipynb), [b](../book/map.md)",
+    "[c](#the-idea) [d](05_causal.ipynb#5-in-bahdanaus-order)",
+    "[e](../book/map.md#the-idea) and [f](https://example.org/a.md), `g[0](x)`",
+]
+
+
+def test_links_of_a_notebook_lead_to_colab_and_to_places_of_the_site(site):
+    lines, _ = stamped(site, FORK, *LINKS)
+    colab = "https://colab.research.google.com/github/Some-One/attention.course/blob/colab/notebooks/05_causal.ipynb"
+    pages = "https://some-one.github.io/attention.course"
+    chapter = f"{pages}/notebooks/05_causal.html"
+    assert lines == [
+        f"[a]({colab}), [b]({pages}/book/map.html)",
+        f"[c]({chapter}#the-idea) [d]({chapter}#in-bahdanau-s-order)",
+        f"[e]({pages}/book/map.html#the-idea) and [f](https://example.org/a.md), `g[0](x)`",
+    ]
+
+
+def test_without_github_they_all_lead_to_the_site(site):
+    lines, _ = stamped(site, address(site="https://e.org/course"), "[a](05_causal.ipynb)")
+    assert lines == ["[a](https://e.org/course/notebooks/05_causal.html)"]
+
+
+@pytest.mark.parametrize(
+    ("link", "message"),
+    [
+        ("[a](#no-such-place)", r"links to #no-such-place, and notebooks/05_causal\.html has no such place"),
+        ("[a](../book/gone.md)", r"links to book/gone\.html, which the site has not"),
+    ],
+)
+def test_a_link_to_nowhere_is_not_published(site, link, message):
+    with pytest.raises(ValueError, match=message):
+        stamped(site, FORK, link)
+
+
+def test_a_notebook_asks_for_a_gpu_and_knows_its_package(site):
+    _, notebook = stamped(site, FORK, "# Title")
+    assert notebook.metadata["accelerator"] == "GPU"
+    assert notebook.metadata["colab"]["gpuType"] == "T4"
+    assert f'WHEEL = "https://some-one.github.io/attention.course/wheel/{WHEEL}"' in notebook.cells[1].source
+
+
+def test_committed_notebooks_ask_for_nothing():
+    """The metadata is Colab's: it is put in when a fork publishes, and stays out of git."""
+    paths = [
+        path for name in ("notebooks", "exercises", "solutions") for path in publishing.ROOT.glob(f"{name}/*.ipynb")
+    ]
+    assert len(paths) > 50
+    assert not [path for path in paths if json.loads(path.read_text("utf-8"))["metadata"].keys() & GPU.keys()]
+
+
+@pytest.fixture
+def wheel(monkeypatch):
+    """No package is built."""
+
+    def build_wheel(folder):
+        (folder / WHEEL).write_text("a wheel")
+        return folder / WHEEL
+
+    monkeypatch.setattr(publishing, "build_wheel", build_wheel)
+
+
+def test_without_an_address_the_book_is_as_it_was_built(site, wheel, tmp_path):
+    out = tmp_path / "out"
+    placed = publishing.publish(Address(), out, site, outputs=tmp_path / "cache")
+    assert placed == out / "site" / "wheel" / WHEEL
+    for path in site.rglob("*.html"):
+        assert (out / "site" / path.relative_to(site)).read_text() == path.read_text()
+    assert not (out / "colab").exists()
+
+
+def test_what_an_earlier_run_left_is_not_published_again(site, wheel, tmp_path):
+    out = tmp_path / "out"
+    publishing.publish(FORK, out, site, outputs=tmp_path / "cache")
+    for left in ("site/gone.html", "colab/gone.ipynb", "wheel/old.whl"):
+        (out / left).write_text("")
+    publishing.publish(address("a/b"), out, site, outputs=tmp_path / "cache")
+    assert not [path for path in out.rglob("*") if path.stem in {"gone", "old"}]
+    html = (out / "site" / "book" / "map.html").read_text()
+    assert "github.com/a/b/issues" in html and "Some-One" not in html
+    assert "github.com" not in (out / "site" / "index.html").read_text()  # no page, but a redirect
+
+
+def test_earlier_packages_stay_beside_the_new_one(tmp_path):
+    for folder in ("now", "earlier"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "now" / WHEEL).write_text("new")
+    for name in (WHEEL, WHEEL.replace("0.1.0", "0.0.9"), "notes.txt"):
+        (tmp_path / "earlier" / name).write_text("old")
+    publishing.keep_earlier(tmp_path / "now" / WHEEL, tmp_path / "earlier")
+    kept = {path.name: path.read_text() for path in (tmp_path / "now").iterdir()}
+    assert kept == {WHEEL: "new", WHEEL.replace("0.1.0", "0.0.9"): "old"}
+
+
+def test_a_tag_says_the_version(tmp_path):
+    publishing.check_tag("v0.1.0", tmp_path / WHEEL)
+    with pytest.raises(ValueError, match=r"the tag v0\.2\.0 releases version 0\.1\.0: .* tag it v0\.1\.0"):
+        publishing.check_tag("v0.2.0", tmp_path / WHEEL)
+
+
+def test_a_notebook_that_changed_after_the_build_is_not_published_as_executed(tmp_path):
+    notebook = v4.new_notebook(
+        cells=[v4.new_code_cell("x = 1")], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    )
+    with pytest.raises(ValueError, match=r"^a has changed since the book was built: run `make book`$"):
+        publishing.executed(nbformat.from_dict(notebook), "a", publishing.get_cache(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--repository", "nobody"], "repository='nobody'"), (["--repository", "a/b"], "run `make book`")],
+)
+def test_the_command_says_in_a_sentence_why_it_did_nothing(arguments, message, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(publishing, "SITE", tmp_path / "html")
+    assert publishing.main([*arguments, "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Not published: ") and message in said
+    assert not (tmp_path / "out").exists()
