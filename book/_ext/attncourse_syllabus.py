@@ -42,7 +42,7 @@ def weeks(lines, up):
 
 
 def day(lines, start, up):
-    """A row for each item with its time of day, and the sums."""
+    """A row for each item with the time of day when it begins, and the sums."""
     rows = [row("time", "what", "read and run", "exercises"), "| --- | --- | --- | --- |"]
     hours, rest = map(int, start.split(":"))
     now = began = 60 * hours + rest
@@ -56,9 +56,9 @@ def day(lines, start, up):
             length, total = read + do, [total[0] + read, total[1] + do]
             cells = [link_to(card, up) + chosen(card, tasks), f"{read} min", f"{do} min" if do else ""]
             plan.append(card)
-        rows.append(row(f"{clock(now)}–{clock(now + length)}", *cells))
+        rows.append(row(clock(now), *cells))
         now += length
-    rows.append(row("**all**", f"**{duration(now - began)}**", *(f"**{duration(n)}**" for n in total)))
+    rows.append(row(f"**to {clock(now)}**", f"**{duration(now - began)}**", *(f"**{duration(n)}**" for n in total)))
     return "\n".join([*rows, "", left_out(plan)])
 
 
