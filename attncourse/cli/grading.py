@@ -1,12 +1,14 @@
 """`attncourse check`, for a learner, and `attncourse grade`, for some notebooks or a class: answers run in a jail."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attncourse.cli.text import count, failed
 
@@ -71,9 +73,13 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     several.add_argument(
         "--workers",
         type=count,
-        default=os.cpu_count() or 1,
         metavar="N",
-        help="how many notebooks are graded at a time (default: %(default)s, one for each core)",
+        help="how many notebooks are graded at a time (default: one for each core; with --dask, for each worker)",
+    )
+    several.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="grade on a Dask cluster, by the address of its scheduler: tls://HOST:8786, or tcp:// in a closed network",
     )
     grade.epilog = (
         "Examples: attncourse grade solutions/13_gqa.ipynb; attncourse grade submissions.zip --key course.key --out "
@@ -156,7 +162,7 @@ def run_grade(options: argparse.Namespace) -> int:
     paths = options.submissions
     of_class = {
         name: getattr(options, name)
-        for name in ("key", "assignment", "title", "gradebook")
+        for name in ("key", "assignment", "title", "gradebook", "dask")
         if getattr(options, name) is not None
     }
     packed = [path for path in paths if path.is_dir() or path.suffix.lower() == ".zip"]
@@ -196,17 +202,18 @@ def run_class(options: argparse.Namespace) -> int:
             if options.gradebook:  # now, not after the grading
                 gradebook.fill_gradebook(options.gradebook, [], work, {})
             print(_begun(len(submissions), work))
-            progress = _Progress(len(submissions), work)
-            graded = classroom.grade_class(
-                submissions,
-                work,
-                out,
-                level=options.isolation,
-                private=[options.submissions[0], out, *([options.key] if options.key else [])],
-                workers=options.workers,
-                told=progress.told,
-            )
-            progress.end()
+            with _processes(options) as processes:
+                progress = _Progress(len(submissions), work)
+                graded = classroom.grade_class(
+                    submissions,
+                    work,
+                    out,
+                    level=options.isolation,
+                    private=[options.submissions[0], out, *([options.key] if options.key else [])],
+                    told=progress.told,
+                    **processes,
+                )
+                progress.end()
             published = publish(out, graded, work, given, options.gradebook)
             unknown = sorted(given.students - {item.submission.student for item in graded})
     except (KeyFileError, IntakeError, gradebook.GradebookError) as error:
@@ -222,6 +229,27 @@ def run_class(options: argparse.Namespace) -> int:
         print(f"adjustments.csv names students who are not among the submissions: {_printable(named)}", file=sys.stderr)
     print(_printable(_ended(graded, published, out, time.monotonic() - start)))
     return 1 if any(item.failed for item in graded) else 0
+
+
+@contextlib.contextmanager
+def _processes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What grades, as `grade_class` takes it: processes of this machine, or the workers of a Dask cluster."""
+    if options.dask is None:
+        yield {"workers": options.workers or os.cpu_count() or 1}
+        return
+    try:
+        from attncourse.grading.cluster import Cluster
+    except ModuleNotFoundError as error:
+        from attncourse.grading.classroom import ClassError
+
+        if error.name not in ("dask", "distributed"):
+            raise
+        raise ClassError(f"--dask needs Dask, and there is no {error.name} here: pip install distributed") from None
+    with Cluster(options.dask) as cluster:
+        for note in cluster.notes:
+            print(note, file=sys.stderr)
+        workers = options.workers or cluster.size
+        yield {"workers": workers, "pool": cluster.pool, "choose": cluster.choose, "ahead": 1}
 
 
 def _begun(n: int, work: "Work") -> str:

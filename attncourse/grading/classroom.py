@@ -88,7 +88,7 @@ class Job:
     cells: tuple[str, ...]
     exercises: tuple[Assigned, ...]
     chapter: tuple[Assigned, ...]
-    seeds: Mapping[str, tuple[int, ...]]
+    seeds: Mapping[str, tuple[int, ...]] = field(repr=False)  # a repr ends in the logs of a cluster
     hidden: bool
     level: str
 
@@ -321,16 +321,19 @@ def grade_class(
     private: Iterable[Path] = (),
     workers: int = 1,
     pool: Callable[[int], Executor] = local_pool,
+    choose: Callable[[str], str] = isolation.choose,
+    ahead: int = 2,
     told: Callable[[Graded], None] = lambda graded: None,
 ) -> list[Graded]:
     """Grade every submission that has no record in `out` yet; all of them, in the order of the submissions.
 
-    level, private: as for `examiner.Workers`; pool(n): an executor of n processes that can run `grade_job`; told:
-    called with each student who is done. What was stopped for its time while others ran is graded again at the end,
-    alone, and that counts: so grades do not depend on the number of processes. The caller holds `alone_in(out)`.
+    level, private: as for `examiner.Workers`; pool(n): an executor of n processes that can run `grade_job`, choose: the
+    level that they can have, ahead: jobs submitted for each at a time; told: called with each student who is done. What
+    was stopped for its time while others ran is graded again at the end, alone, and that counts: so grades do not
+    depend on the number of processes. The caller holds `alone_in(out)`.
     """
     try:
-        level = isolation.choose(level)
+        level = choose(level)
         if level == "B":
             refuse_open(private)
     except RuntimeError as error:
@@ -364,9 +367,10 @@ def grade_class(
     look()
     todo = [job for hash, job in by_hash.items() if hash not in known]
     crowded = min(workers, len(todo)) > 1
-    _run(todo, pool, max(1, min(workers, len(todo))), arrived)
+    width = max(1, min(workers, len(todo)))
+    _run(todo, pool, width, arrived, ahead * width)
     crowded = False
-    _run(again, pool, 1, arrived, ahead=1)
+    _run(again, pool, 1, arrived, 1)
     return [done[submission.student] for submission in submissions]
 
 
@@ -375,12 +379,15 @@ def _run(
     pool: Callable[[int], Executor],
     width: int,
     arrived: Callable[[dict], None],
-    ahead: int | None = None,
+    ahead: int,
 ) -> None:
-    """Have all jobs done. Where a process dies, those it may have died of run again, one at a time."""
+    """Have all jobs done, `ahead` of them submitted at a time.
+
+    Where a process dies, those it may have died of run again, one at a time.
+    """
     waiting = list(jobs)
     while waiting:
-        suspects, waiting = _run_until_broken(waiting, pool(width), ahead or 2 * width, arrived)
+        suspects, waiting = _run_until_broken(waiting, pool(width), ahead, arrived)
         while suspects:
             guilty, suspects = _run_until_broken(suspects, pool(1), 1, arrived)
             for job in guilty:
@@ -420,7 +427,7 @@ def _run_until_broken(
 def _result(future: Future, job: Job) -> dict:
     try:
         return future.result()
-    except BrokenExecutor:
+    except (BrokenExecutor, ClassError):
         raise
     except Exception as error:  # an executor of another kind has reasons of its own
         return {"hash": job.hash, "failed": f"{type(error).__name__}: {error}"}
