@@ -88,7 +88,7 @@ class Job:
     cells: tuple[str, ...]
     exercises: tuple[Assigned, ...]
     chapter: tuple[Assigned, ...]
-    seeds: Mapping[str, tuple[int, ...]]
+    seeds: Mapping[str, tuple[int, ...]] = field(repr=False)  # a repr ends in the logs of a cluster
     hidden: bool
     level: str
 
