@@ -427,7 +427,7 @@ def _replies(child: Child, exercise: Exercise, candidate: int, question: Questio
     for script in question.scripts:
         reply = child.run_script(exercise, candidate, script, deadline)
         replies.append(reply)
-        if reply.failure and reply.failure.type == "NotImplementedError":
+        if reply.failure and reply.failure.type in ("NotImplementedError", "NotSent"):
             return [reply] * len(question.scripts)
     return replies
 
