@@ -12,7 +12,16 @@ from attncourse.checks.script import Call, Failure, Reply, Result, Script
 from attncourse.checks.spec import Exercise, Misconception, Task
 
 # Failures whose message is a sentence already.
-SAID = ("ForbiddenCall", "WrongParameters", "Placeholder", "NotWritten", "NotYourOwn", "TooLarge", "TookTooLong")
+SAID = (
+    "ForbiddenCall",
+    "WrongParameters",
+    "Placeholder",
+    "NotWritten",
+    "NotYourOwn",
+    "NotSent",
+    "TooLarge",
+    "TookTooLong",
+)
 SEEDS = (0, 1)  # of the instant check; grading derives others from the instructor's key
 
 EDITS_INPUTS = "Your code changes its inputs in place: whoever called it finds other numbers there. Work on a copy."

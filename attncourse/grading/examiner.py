@@ -436,7 +436,7 @@ def _replies(child: Child, question: Question, orders: Sequence[bytes], deadline
     for order, script in zip(orders, question.scripts, strict=True):
         reply = child.run_script(order, script, deadline)
         replies.append(reply)
-        if reply.failure and reply.failure.type == "NotImplementedError":
+        if reply.failure and reply.failure.type in ("NotImplementedError", "NotSent"):
             return [reply] * len(question.scripts)
     return replies
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from attncourse.checks.script import Call, Construct, Failure, Load, Outcome, Reply, Result, Script
 
 LENGTHS = struct.Struct(">II")
-MAX_TEXT, MAX_BYTES, MAX_ITEMS = 1 << 20, 1 << 26, 10_000
+MAX_TEXT, MAX_BYTES, MAX_ITEMS = 1 << 20, 1 << 23, 10_000  # right replies have up to 17 kB of tensors
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
