@@ -96,15 +96,16 @@ def answers_page(graded: Sequence[Graded], work: Work, given: Mapping[str, Mark]
     body = [head, f"<ol>{contents}</ol>" if len(work.questions) > 1 else ""]
     for question in work.questions:
         found = [answer_to(question, item.submission, work.questions) for item in items]
-        points = [given[item.submission.student].manual[question["id"]] for item in items]
-        wrote, graded_ones = sum(bool(answer.text) for answer in found), sum(p is not None for p in points)
+        marks = [given[item.submission.student] for item in items]
+        wrote = sum(bool(answer.text) for answer in found)
+        pointed = sum(mark.manual[question["id"]] is not None for mark in marks)
         body.append(
             f'<h2 id="{text(question["id"])}">{prose(question["title"])}</h2>'
             + (f'<p class="words">{_lines(_text(question))}</p>' if _text(question) != question["title"] else "")
             + f'<p class="dim"><code>{text(question["id"])}</code> · {_of(question)} · {wrote} of {len(items)} '
-            f"students wrote an answer · {graded_ones} have points</p>"
+            f"students wrote an answer · {pointed} have points</p>"
         )
-        body += [_card(item, question, answer, p) for item, answer, p in zip(items, found, points, strict=True)]
+        body += [_card(item, question, *more) for item, *more in zip(items, found, marks, strict=True)]
     return page(f"{work.title}: answers in words", "".join(body))
 
 
@@ -112,7 +113,7 @@ def _of(question: Question) -> str:
     return f"{plain(question['points'])} point{'' if question['points'] == 1 else 's'}"
 
 
-def _card(item: Graded, question: Question, answer: Answer, points: float | None) -> str:
+def _card(item: Graded, question: Question, answer: Answer, mark: Mark) -> str:
     """One student's answer, and what there is to do with it."""
     who = item.submission
     if answer.text:
@@ -124,7 +125,9 @@ def _card(item: Graded, question: Question, answer: Answer, points: float | None
         said = f'<p class="dim">Not found: {prose(why)}.</p>'
     if answer.cut:
         said += f'<p class="dim">Cut after {MAX_TEXT} characters; the rest is in {text(answer.cut)}.</p>'
+    points = mark.manual[question["id"]]
     given = "no points yet" if points is None else f"{plain(points)} of {_of(question)}"
+    given = "excused" if mark.points is None else given
     return (
         f'<article class="answer"><h3>{link(item)}</h3>'
         f'<p class="dim">{given} · row <code>{text(begins(who, question))}</code></p>{said}</article>'

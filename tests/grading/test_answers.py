@@ -10,10 +10,12 @@ import pytest
 from attncourse import cli
 from attncourse.grading import answers, classroom
 from attncourse.grading.answers import Answer, answer_to, answers_page
+from attncourse.grading.gradebook import Adjustments, marks
 from attncourse.grading.handout import ANSWER, Question, _asked
 from attncourse.grading.intake import Notebook, Submission, find_submissions
 from attncourse.grading.key import Assignment, Key
 from attncourse.grading.notebook import MAX_TEXT, MAX_TEXTS, read
+from attncourse.grading.publish import publish
 from tests.grading.a_class import SOLVED
 from tests.grading.test_classroom import Inline
 from tests.grading.test_feedback import ASSIGNED, HOSTILE, Page, graded, marked, work
@@ -138,6 +140,8 @@ def test_the_page_shows_each_answer_with_its_row_and_points():
     page = Page(text)
     assert "Sum &lt;b&gt;of&lt;/b&gt;\n    two." in text
     assert "2.5 of 3 points · row manual,ann,why, Sum" in page.text
+    away = Adjustments(excused={"cyd"})
+    assert Page(answers_page(items, asked, marks(items, asked, away))).text.count("excused") == 2
     assert "no points yet · row manual,'=bob,why, Not answered." in page.text
     assert "Not found: the question is not in what was handed in." in page.text
     assert "Not found: d.ipynb is not whole JSON." in page.text
@@ -193,9 +197,6 @@ def test_a_changed_answer_is_shown_without_grading_the_code_again(tmp_path, monk
 
 
 def test_without_questions_there_is_no_such_page(tmp_path):
-    from attncourse.grading.gradebook import Adjustments
-    from attncourse.grading.publish import publish
-
     (tmp_path / "answers.html").write_text("of another assignment", "utf-8")
     published = publish(tmp_path, [graded("ann")], work(), Adjustments())
     assert "answers.html" not in published.files and not (tmp_path / "answers.html").exists()
