@@ -281,11 +281,12 @@ class Child:
         """Kill the child and everything it started, and remove what it left."""
         if self.channel is not None:
             self.channel.close()
+        strays = users.strays(self.user.uid, self.pid) if self.user else 0
         if self.pid > 1:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 (os.killpg if self.group else os.kill)(self.pid, signal.SIGKILL)
         if self.user is not None:
-            self.user.end()
+            self.user.end(strays)
 
 
 def _cell_reply(reply: dict, n_cells: int) -> dict:

@@ -454,6 +454,6 @@ def test_a_process_that_stops_others_from_dying_dies(root, tmp_path):
             with contextlib.suppress(OSError):
                 os.kill(-1, signal.SIGCONT)
     time.sleep(0.2)
-    user.end()
+    user.end(users.strays(user.uid, os.getpid()))
     os.waitpid(child, 0)
     assert not users.processes_of(user.uid) and "more processes" in user.left
