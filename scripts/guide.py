@@ -76,6 +76,18 @@ CLASS = {
     4107: ("Park, Grace", {"look_back_mask": None, "look_back_attention": CHEAT, "repeat_kv": None}),
     4108: ("Martin, Hugo", {"look_back_attention": NO_TRANSPOSE, "repeat_kv": None}),
 }
+ONE_PASS = "All tokens of a sequence are predicted in one pass, each from those before it."
+ANSWERS = {  # to the question in words; None leaves the cell as it was
+    4101: ONE_PASS,
+    4102: "Because the upper half of the scores needs no computing.\n\n(Is that so? They are computed, then masked.)",
+    4103: "Every position is an example of its own: T of them from one pass, since none sees its answer.",
+    4104: "The mask forbids the future, so the model can be given the whole sentence at once:\n\n"
+    "- a loss at every position,\n- no position sees the token that it has to predict.",
+    4105: ONE_PASS,
+    4106: "One matrix product gives the scores of all positions; masking them costs next to nothing.",
+    4107: None,
+    4108: "It does slow it down.",
+}
 FIRST_ATTEMPT = {4102: {"look_back_attention": MASK_AFTER}}
 LATE, CUT_OFF, ABSENT = {4103}, {4106}, {4109: "Pereira, Ines"}
 
@@ -96,7 +108,7 @@ def make_class(folder: Path) -> None:
             attempts = [*([FIRST_ATTEMPT[student]] if student in FIRST_ATTEMPT else []), answers]
             for i, given in enumerate(attempts):
                 for title, book in books.items():
-                    data = json.dumps(_filled(book, right, given), indent=1).encode()
+                    data = json.dumps(_filled(book, right, given, ANSWERS[student]), indent=1).encode()
                     who = re.sub(r"\W", "", name.lower().replace("ı", "i"))
                     late = "LATE_" if student in LATE else ""
                     stem = Path(title).stem + (f"-{i}" if i else "")
@@ -111,13 +123,13 @@ def make_class(folder: Path) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _filled(book: dict, right: dict[str, str], answers: dict[str, str | None]) -> dict:
+def _filled(book: dict, right: dict[str, str], answers: dict[str, str | None], words: str | None) -> dict:
     """A notebook of the hand-out with a student's answers."""
     cells = []
     for cell in book["cells"]:
         source = answers.get(cell["id"].removesuffix("-answer"), right.get(cell["id"]))
         if cell["id"].startswith("question") and not cell["id"].endswith("-text"):
-            source = "All tokens of a sequence are predicted in one pass, each from those before it."
+            source = words
         cells.append(cell | {"source": source} if source and cell["id"] in {*right, "question-1"} else cell)
     return book | {"cells": cells}
 

@@ -35,8 +35,17 @@ def browser():
         browser.close()
 
 
+ROOT_ONLY = "isolation level B can be tested by root only"  # how the reason of such a skip begins
+
+
 def pytest_terminal_summary(terminalreporter):
-    """What the pages weigh. Here, since the controller of pytest-xdist collects nothing and loads this file only."""
+    """What was not tried, and what the pages weigh.
+
+    Here, since the controller of pytest-xdist collects nothing and loads this file only.
+    """
+    reasons = [report.longrepr[2] for report in terminalreporter.getreports("skipped")]
+    if missed := [reason.removeprefix("Skipped: ") for reason in reasons if ROOT_ONLY in reason]:
+        terminalreporter.write_line(f"NOT RUN: {len(missed)} tests. {missed[0]}", yellow=True, bold=True)
     weights = {}
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
         weights |= dict(report.user_properties).get("weight", {})

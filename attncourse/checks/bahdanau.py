@@ -277,7 +277,7 @@ MASKED_SOFTMAX = Exercise(
         Misconception(
             "mask_added",
             "the boolean mask is added to the scores",
-            "True counts as 1, so allowed keys gain a factor of e and forbidden ones still take part.",
+            "True counts as 1, a factor of e for such a key, and forbidden keys still take part.",
             "Predict, run, explain",
         ),
         Misconception(
@@ -298,6 +298,10 @@ MASKED_SOFTMAX = Exercise(
             statement="In this copy the mask has the opposite sense: True marks a key that is forbidden.",
             argument=lambda name, value: ~value if name == "mask" else value,
             wrap=lambda implementation: lambda scores, mask: implementation(scores, ~mask),
+            explanations={
+                "mask_inverted": "Here True means: forbidden, as in `nn.MultiheadAttention`. In the chapter it means: "
+                "may attend.",
+            },
         )
     },
 )

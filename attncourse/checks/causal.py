@@ -146,6 +146,13 @@ LOOK_BACK_MASK = Exercise(
             statement="In this copy the mask has the opposite sense: True marks a key that is forbidden.",
             argument=lambda name, value: value,
             wrap=lambda implementation: lambda T, S: _flip(implementation(T, S)),
+            explanations={
+                "transposed": "The row is the query and the column the key: True where the key is after the query.",
+                "inverted": "Here True means: forbidden, as in `nn.MultiheadAttention`. In the chapter it means: may "
+                "attend.",
+                "last_only": "All earlier keys are visible too, and only later ones are forbidden: compare with `>`, "
+                "not `!=`.",
+            },
         )
     },
 )

@@ -578,8 +578,6 @@ def _no_larger(call: Call, result: Result) -> bool:
     return bool((result.outputs[0][more] < width).all())
 
 
-_AS_ASKED = "unless the text of your task asks for more"
-
 MATCHED_WIDTH = Exercise(
     id="choosing/matched_width",
     defines="matched_width",
@@ -606,7 +604,7 @@ MATCHED_WIDTH = Exercise(
         Misconception(
             "one_too_many",
             "a matrix too many is counted in each network",
-            f"Here a network has two matrices, into the width and back ({_AS_ASKED}). A gated one has three.",
+            "Here a network has two matrices, into the width and back. A gated one has three.",
             "Invariants",
         ),
         Misconception(
@@ -733,6 +731,15 @@ MATCHED_WIDTH = Exercise(
             "width and one back.",
             argument=lambda name, value: value,
             wrap=_gated,
+            titles={"no_brackets": "it is divided by 3 and multiplied by the rest"},
+            explanations={
+                "one_too_few": "One more unit adds a row to each of the two matrices into the width and a column to "
+                "the one back, d_model numbers each.",
+                "one_too_many": "A gated network has three matrices, two into the width and one back.",
+                "no_brackets": "`a // 3 * d_model * n_layers` divides by 3 only. Put what divides in brackets.",
+                "layers_multiplied": "`a // (3 * d_model) * L` multiplies by L. Put L in the brackets.",
+                "by_width": "One more unit is two rows and a column, each as long as the network's input: d_model.",
+            },
         )
     },
 )
@@ -945,7 +952,7 @@ PARETO_FRONT = Exercise(
         Misconception(
             "other_direction",
             "the quality is read the wrong way round",
-            "A lower loss is better (where the text of your task has a score, a higher one).",
+            "A lower loss is better.",
             "One comparison",
         ),
         Misconception(
@@ -1012,6 +1019,27 @@ PARETO_FRONT = Exercise(
             "better.",
             argument=lambda name, value: -value if name == "loss" else value,
             wrap=lambda implementation: lambda cost, score: implementation(cost, -score),
+            titles={
+                "equal_loss_kept": "of two with the same score, the dearer one stays",
+                "best": "only the highest score stays",
+                "in_loss_order": "models of the same score are taken one after the other",
+            },
+            explanations={
+                "strict": "One that costs as much and has a higher score beats it too, and so does a cheaper one of "
+                "the same score: no worse in either, better in at least one.",
+                "second_twin": "Neither beats the other: both stay. In the order of cost, and of the best score "
+                "first, keep a model that equals the last one kept too.",
+                "beats_itself": "It is no worse than itself in either, but better in nothing. Ask for one strict "
+                "comparison.",
+                "either": "Then a dear model of high score and a cheap one of low score beat each other. It must be "
+                "no worse in the other too: a trade is no defeat.",
+                "cheapest": "A dearer model with a higher score is not beaten by it.",
+                "best": "A cheaper model with a lower score is not beaten by it.",
+                "other_direction": "A higher score is better.",
+                "in_loss_order": "In the order of scores, each that is cheaper than all before it is kept. Among "
+                "equal scores a dearer one may come first and stay, and the second of two twins is dropped. Compare "
+                "equal scores with each other.",
+            },
         )
     },
 )

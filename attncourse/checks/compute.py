@@ -82,12 +82,16 @@ class _Forbid(TorchDispatchMode):
         super().__init__()
         self.names = {name.lstrip("_") for name in names}
         self.kernels = tuple(kernel for name in self.names for kernel in KERNELS.get(name, ()))
+        self.fine: set[str] = set()  # names looked at already
 
     def look_at(self, name: str) -> None:
         """Raise ForbiddenCall if this is the name of a forbidden function, of one of its overloads or kernels."""
+        if name in self.fine:
+            return
         bare = name.partition(".")[0].lstrip("_")
         if bare in self.names or (self.kernels and bare.startswith(self.kernels)):
             raise ForbiddenCall(f"`{bare}` is what this exercise asks you to write; use more basic operations")
+        self.fine.add(name)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -133,17 +137,19 @@ def run(target: Any, script: Script, forbidden: Iterable[str] = (), seconds: flo
     # Random numbers are the same in every run, and the learner's own stream is left as it was.
     forbidden = tuple(forbidden)
     watch = _Watch(forbidden, script.largest) if forbidden or script.largest is not None else nullcontext()
-    with torch.random.fork_rng(devices=[]), watch, watch.forbid if forbidden else nullcontext():
+    with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed the learner's CUDA stream, slowly
         try:
-            with _at_most(seconds):
-                for step in script.steps:
+            given = [_copies(step) if isinstance(step, Call) else {} for step in script.steps]  # not watched: slow
+            with watch, watch.forbid if forbidden else nullcontext(), _at_most(seconds):
+                for step, inputs in zip(script.steps, given, strict=True):
                     if isinstance(step, Construct):
                         target = target(*step.arguments.values())
                     elif isinstance(step, Load):
                         _load(target, step.state)
                     else:
-                        returned.append(_call(target if step.method is None else getattr(target, step.method), step))
+                        function = target if step.method is None else getattr(target, step.method)
+                        returned.append(_call(function, inputs, step.gradients))
             failure = None
         except (Exception, SystemExit, TookTooLong) as error:
             failure = _failure(error)
@@ -209,14 +215,20 @@ class _Returned:
         return Result(self.type, copies, self.gradients, {name: tensor.clone() for name, tensor in self.inputs.items()})
 
 
-def _call(function: Callable, call: Call) -> _Returned:
-    given = {name: _fresh(value, name in call.gradients) for name, value in call.arguments.items()}
-    inputs = {name: value.detach() for name, value in given.items() if isinstance(value, Tensor)}
-    returned = function(*given.values())
+def _copies(call: Call) -> dict[str, tuple[Any, Tensor | None]]:
+    """The arguments of a call by name, copied; beside each tensor itself again, to see later whether it was edited."""
+    copies = {name: _fresh(value, name in call.gradients) for name, value in call.arguments.items()}
+    return {name: (value, value.detach() if isinstance(value, Tensor) else None) for name, value in copies.items()}
+
+
+def _call(function: Callable, given: dict[str, tuple[Any, Tensor | None]], wanted: Iterable[str]) -> _Returned:
+    """Call a function with what `_copies` gives. wanted: the arguments whose gradients are."""
+    inputs = {name: tensor for name, (_, tensor) in given.items() if tensor is not None}
+    returned = function(*(value for value, _ in given.values()))
     items = returned if isinstance(returned, (tuple, list)) else (returned,)
     if not items or not all(isinstance(item, Tensor) for item in items):
         return _Returned(_type_name(returned), (), {}, inputs)
-    gradients = _gradients(items, {name: given[name] for name in call.gradients}) if call.gradients else {}
+    gradients = _gradients(items, {name: given[name][0] for name in wanted}) if wanted else {}
     kind = "tuple" if items is returned else "Tensor"
     return _Returned(kind, tuple(item.detach() for item in items), gradients, inputs)
 
@@ -235,6 +247,7 @@ def _gradients(outputs: Iterable[Tensor], inputs: dict[str, Tensor]) -> dict[str
     total = None
     for output in outputs:
         if output.requires_grad and output.is_floating_point():
+            # Not as `grad_outputs`: for these torch would import its symbolic shapes, which takes a third of a second.
             weights = torch.cos(torch.arange(1, output.numel() + 1)).to(output).view(output.shape)
             part = (output * weights).sum()
             total = part if total is None else total + part

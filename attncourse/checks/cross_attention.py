@@ -362,6 +362,13 @@ ATTEND_TO_CONTEXT = Exercise(
             statement="In this copy the context is padded on the left: its last `context_lengths[b]` tokens are real.",
             argument=lambda name, value: value,
             wrap=_left_padded,
+            titles={"one_too_few": "the first real token is left out"},
+            explanations={
+                "one_too_many": "Positions are counted from 0: of 5 places, a context of 2 real tokens has 3 and 4, "
+                "so j >= S - length.",
+                "one_too_few": "Positions are counted from 0: of 5 places, a context of 2 real tokens has 3 and 4, so "
+                "j >= S - length.",
+            },
         )
     },
 )

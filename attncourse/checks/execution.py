@@ -1432,6 +1432,12 @@ BLOCKS_NEEDED = Exercise(
             statement="In this copy `lengths` counts the tokens of the answers alone, without the prompt.",
             argument=lambda name, value: value,
             wrap=_own_lengths,
+            titles={"lengths_are_own": "the prompt is added to `lengths` twice"},
+            explanations={
+                "counted_again": "The blocks of a prompt and its answer together hold the prompt's full blocks too, "
+                "which are shared: take them off.",
+                "lengths_are_own": "A sequence has the tokens of its answer and those of the prompt, these once.",
+            },
         )
     },
 )

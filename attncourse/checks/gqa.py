@@ -81,8 +81,6 @@ def _first_head_first(call: Call, result: Result) -> bool:
     return torch.equal(result.outputs[0][:, 0], call.arguments["x"][:, 0])
 
 
-_AS_ASKED = "unless the text of your task asks for the other"
-
 REPEAT_KV = Exercise(
     id="gqa/repeat_kv",
     defines="repeat_kv",
@@ -103,7 +101,7 @@ REPEAT_KV = Exercise(
             "the copies stand in the other order",
             "Query head h reads key head h // n_repeats, so the copies of a head stand side by side: A A B B. "
             "`repeat` gives A B A B, where it reads key head h mod G. Shapes are the same, and a checkpoint trained "
-            f"with one is noise with the other ({_AS_ASKED}).",
+            "with one is noise with the other.",
             "Which head reads which",
         ),
         Misconception(
@@ -187,6 +185,16 @@ REPEAT_KV = Exercise(
             "stand one after the other, then all of them again, A B A B.",
             argument=lambda name, value: value,
             wrap=_tiled,
+            explanations={
+                "other_order": "Here query head h reads key head h mod G, so all G heads stand one after the other, "
+                "n_repeats times over: A B A B. `repeat_interleave` gives A A B B, the chapter's order. Shapes are "
+                "the same, and a checkpoint trained with one is noise with the other.",
+                "tokens_mixed": "The shape is right, and a head holds tokens of other places. The new axis comes "
+                "right before the key heads, (B, n_repeats, G, S, D), so that `reshape` joins neighbours.",
+                "first_copy_only": "One of the copies is written. Each of the n_repeats query heads needs the key.",
+                "not_merged": "Asked for is one axis of heads: the copies before the key heads, (B, n_repeats, G, S, "
+                "D), then make n_repeats and G one axis.",
+            },
         )
     },
 )

@@ -851,6 +851,12 @@ CACHE_BYTES = Exercise(
             "for are bytes all the same.",
             argument=lambda name, value: value * 4 if name == "bytes_per_number" else value,
             wrap=_bits_a_number,
+            explanations={
+                "numbers_only": "A number of 16 bits takes two bytes, one of 4 bits half a byte. Multiply by the size "
+                "of a number, and divide by the 8 bits of a byte.",
+                "in_bits": "The last argument is in bits here, and bytes are asked for: divide by 8.",
+                "eighth": "The size is given in bits: divide by 8 once.",
+            },
         )
     },
 )

@@ -121,8 +121,6 @@ def _as_much_as_gqa(call: Call, result: Result) -> bool:
     return bool(((ratio - ratio.round()).abs() < 1e-3).all() and (ratio > 0.5).all())
 
 
-_UNIT = "unless the text of your task asks for another unit"
-
 CACHED_NUMBERS = Exercise(
     id="mla/cached_numbers",
     defines="cached_numbers",
@@ -166,15 +164,14 @@ CACHED_NUMBERS = Exercise(
         Misconception(
             "doubled",
             "keys and values are counted apart",
-            "That is the 2 of MHA and GQA. Here keys and values both come from one latent, which is stored once "
-            f"({_UNIT}).",
+            "That is the 2 of MHA and GQA. Here keys and values both come from one latent, which is stored once.",
             "One latent for all heads",
         ),
         Misconception(
             "numbers_doubled",
             "the numbers are doubled, and the comparison is not",
             "If that 2 stands for keys and values: both come from one latent, which is stored once. If it stands for "
-            f"bytes: asked for are numbers ({_UNIT}).",
+            "bytes: asked for are numbers.",
             "One latent for all heads",
         ),
         Misconception(
@@ -261,7 +258,7 @@ CACHED_NUMBERS = Exercise(
         Misconception(
             "returned_swapped",
             "the two results are returned in the other order",
-            "First the numbers cached, then the key-value heads.",
+            "First what is cached, then the key-value heads.",
             "In real models",
         ),
         Misconception(
@@ -303,6 +300,13 @@ CACHED_NUMBERS = Exercise(
             statement="In this copy the first result is in bytes: every cached number is in bfloat16, 2 bytes.",
             argument=lambda name, value: value,
             wrap=_in_bytes,
+            titles={"numbers_doubled": "the bytes are doubled, and the comparison is not"},
+            explanations={
+                "numbers_doubled": "A number takes 2 bytes, and no other 2 belongs there: keys and values both come "
+                "from one latent, which is stored once.",
+                "rope_of_one_layer": "Every layer keeps a latent and a rotary key, so n_layers multiplies both, with "
+                "brackets round the sum: `2 * n_layers * (kv_lora_rank + qk_rope_head_dim)`.",
+            },
         )
     },
 )
@@ -420,8 +424,7 @@ SPLIT_UP_PROJECTION = Exercise(
         Misconception(
             "values_first",
             "the rows of keys and those of values are taken for each other",
-            "In each head the N rows of keys come first, then the V rows of values, unless the text of your task says "
-            "otherwise. With N = V nothing crashes.",
+            "In each head the N rows of keys come first, then the V rows of values. With N = V nothing crashes.",
             "Down and up",
         ),
         Misconception(
@@ -464,6 +467,16 @@ SPLIT_UP_PROJECTION = Exercise(
             "first all the same.",
             argument=lambda name, value: value,
             wrap=_values_before_keys,
+            titles={"keys_of_all_first": "the rows are cut into values of all heads, then keys of all heads"},
+            explanations={
+                "keys_of_all_first": "Each head's rows stand together: its V of values, then its N of keys, then the "
+                "next head. Cut by head first, and inside a head second.",
+                "values_first": "In each head the V rows of values come first here, then the N rows of keys. With N = "
+                "V nothing crashes.",
+                "halved": "A key's part without position has N numbers, a value V, and the two may differ: cut "
+                "`nope_dim` rows before the end.",
+                "alternating": "They stand in two blocks: V of values, then N of keys.",
+            },
         )
     },
 )

@@ -21,7 +21,9 @@ def split_into_heads(x: Tensor, n_heads: int) -> Tensor:
     return x.reshape(B, T, n_heads, D).transpose(1, 2)  # (B, H, T, D)
 
 
-def faulty_split_into_heads(wrong: frozenset[str]) -> Callable:
+def faulty_split_into_heads(wrong: frozenset[str], interleaved: bool = False) -> Callable:
+    """interleaved: whether head h is to get the numbers h, h + H, h + 2H, …"""
+
     def split_into_heads(x, n_heads):
         B, T, d_model = x.shape
         count, size = n_heads, d_model // n_heads
@@ -29,7 +31,7 @@ def faulty_split_into_heads(wrong: frozenset[str]) -> Callable:
             count, size = size, count
         if "viewed" in wrong:
             heads = x.reshape(B, count, T, size)
-        elif "interleaved" in wrong:
+        elif interleaved != ("interleaved" in wrong):
             heads = x.unflatten(2, (size, count)).movedim(3, 1)
         else:
             heads = x.unflatten(2, (count, size)).movedim(2, 1)
@@ -41,6 +43,7 @@ def faulty_split_into_heads(wrong: frozenset[str]) -> Callable:
             heads = heads.transpose(0, 1)
         return heads.flatten(0, 1) if "heads_in_batch" in wrong else heads
 
+    split_into_heads.wrong = wrong  # so that the variant can make it in the other order
     return split_into_heads
 
 
@@ -58,9 +61,11 @@ def split_into_heads_scripts(seed: int) -> Iterator[Script]:
     yield one_call("float64", {"x": inputs.normal(2, 3, 8).double(), "n_heads": 4}, "float64")
 
 
-def _interleave(x: Tensor, n_heads: int) -> Tensor:
-    """x with every head's numbers moved together, where before head h had h, h + H, h + 2H, …"""
-    return x.unflatten(-1, (-1, n_heads)).mT.flatten(-2)
+def _interleaved(implementation: Callable) -> Callable:
+    """split_into_heads where head h has h, h + H, h + 2H, …, moved together first. A known mistake is made anew."""
+    if hasattr(implementation, "wrong"):
+        return faulty_split_into_heads(implementation.wrong, interleaved=True)
+    return lambda x, n_heads: implementation(x.unflatten(-1, (-1, n_heads)).mT.flatten(-2), n_heads)
 
 
 SPLIT_INTO_HEADS = Exercise(
@@ -128,7 +133,16 @@ SPLIT_INTO_HEADS = Exercise(
             statement="In this copy the heads are interleaved: head h gets the numbers h, h + H, h + 2H, … of every "
             "token, where H is n_heads.",
             argument=lambda name, value: value,
-            wrap=lambda implementation: lambda x, n_heads: implementation(_interleave(x, n_heads), n_heads),
+            wrap=_interleaved,
+            titles={"interleaved": "the heads are not interleaved"},
+            explanations={
+                "viewed": "`view` and `reshape` keep the order of the numbers, so a head gets numbers of several "
+                "tokens. Cut the last axis first, (B, T, D, H), then put the heads before the tokens.",
+                "interleaved": "(B, T, H, D) gives a head neighbours, as in the chapter. Here head h gets the numbers "
+                "h, h + H, h + 2H, …: cut the width into (D, H), the heads inside.",
+                "last_two_swapped": "Asked for is (B, H, T, D): from (B, T, D, H), put the heads before the tokens "
+                "and leave D last.",
+            },
         )
     },
 )

@@ -234,14 +234,16 @@ def _position_0_is_left(call: Call, result: Result) -> bool:
     return torch.allclose(result.outputs[0][..., there, :], call.arguments["x"][..., there, :], atol=1e-3)
 
 
-_SAME_LAYOUT = "what is asked for (the halves, unless the text of your task names the other)"
+_OTHER = {
+    "other_layout": "Half-split pairs number i with i + D/2, interleaved pairs 2i with 2i + 1: use the second here."
+}
 
 ROTATE_MISCONCEPTIONS = (
     Misconception(
         "other_layout",
         "it pairs numbers in the other layout",
         "Half-split pairs number i with i + D/2, interleaved pairs 2i with 2i + 1. The shape is the same and the "
-        f"scores are not: use {_SAME_LAYOUT}.",
+        "scores are not: use the halves.",
         "Two layouts",
     ),
     Misconception(
@@ -273,7 +275,8 @@ ROTATE_MISCONCEPTIONS = (
     Misconception(
         "overwritten",
         "the first number is overwritten before the second is computed",
-        "Both need the old values: `x.chunk` gives views, so keep the two results apart and join them at the end.",
+        "Both need the old values: `x.chunk` and slices give views, so keep the two results apart and join them at the "
+        "end.",
         "Turning pairs",
     ),
     Misconception(
@@ -340,6 +343,12 @@ ROTATE_PAIRS = Exercise(
             statement="In this copy pairs are neighbours: number 2i goes with number 2i + 1, before and after turning.",
             argument=lambda name, value: value,
             wrap=_neighbours,
+            titles={"laid_out_otherwise": "the turned neighbours are laid out as halves"},
+            explanations={
+                **_OTHER,
+                "laid_out_otherwise": "Both numbers stay in their places: `stack` and `flatten`, not `torch.cat`, "
+                "which is for halves.",
+            },
         )
     },
 )
@@ -625,7 +634,7 @@ ROTARY_SCORES = Exercise(
             "other_layout",
             "it pairs numbers in the other layout",
             "Half-split pairs number i with i + D/2, interleaved pairs 2i with 2i + 1. The scores differ: use "
-            f"{_SAME_LAYOUT}.",
+            "the halves.",
             "Two layouts",
         ),
         Misconception(
@@ -664,6 +673,7 @@ ROTARY_SCORES = Exercise(
             statement="In this copy pairs are neighbours: number 2i goes with number 2i + 1.",
             argument=lambda name, value: value,
             wrap=_scores_of_neighbours,
+            explanations=_OTHER,
         )
     },
 )

@@ -264,7 +264,7 @@ SCALED_SCORES = Exercise(
         Misconception(
             "cosine",
             "queries and keys are divided by their own lengths",
-            "That is cosine similarity. Here the lengths count; only the size D is divided out.",
+            "That is cosine similarity. Here the lengths count: do not divide by them.",
             "By hand",
         ),
     ),

@@ -99,8 +99,6 @@ def _as_many_everywhere(call: Call, result: Result) -> bool:
     return bool((seen == seen[:1]).all())
 
 
-_AS_ASKED = "unless the text of your task counts otherwise"
-
 NEAR_MASK = Exercise(
     id="sliding_window/near_mask",
     defines="near_mask",
@@ -122,14 +120,14 @@ NEAR_MASK = Exercise(
         Misconception(
             "too_wide",
             "the window is one key too wide",
-            f"Here W counts the token itself: position p sees p - W + 1 … p, which are W keys ({_AS_ASKED}). "
+            "Here W counts the token itself: position p sees p - W + 1 … p, which are W keys. "
             "Some libraries see W before it, W + 1 keys in all.",
             "What W counts",
         ),
         Misconception(
             "too_narrow",
             "the window is one key too narrow",
-            f"Position p sees p - W + 1 … p, which are W keys with its own: p - j < W for key j ({_AS_ASKED}).",
+            "Position p sees p - W + 1 … p, which are W keys with its own: p - j < W for key j.",
             "What W counts",
         ),
         Misconception(
@@ -167,8 +165,7 @@ NEAR_MASK = Exercise(
         Misconception(
             "whole_before",
             "the whole window lies before the token, which is not in it",
-            f"Here W counts the token itself: p - W + 1 … p ({_AS_ASKED}). Compare the distance with 0 and W so: "
-            "`0 <= d < W`.",
+            "Here W counts the token itself: p - W + 1 … p. Compare the distance with 0 and W so: `0 <= d < W`.",
             "What W counts",
         ),
         Misconception(
@@ -237,6 +234,25 @@ NEAR_MASK = Exercise(
             "a window of 2 shows three keys.",
             argument=lambda name, value: value,
             wrap=_keys_before,
+            explanations={
+                "too_wide": "Here W counts the keys before the token: position p sees p - W … p, which are W + 1 keys.",
+                "too_narrow": "Position p sees p - W … p, which are W keys and its own: p - j <= W for key j. In the "
+                "chapter W counts the token itself.",
+                "symmetric": "Asked for is the causal window. The distance without a sign, |i - j| <= W, is the one "
+                "of both sides, and shows a token the tokens that it has to predict.",
+                "future_open": "A window has two ends: p - j <= W leaves out what is too far back, p - j >= 0 what "
+                "comes later.",
+                "whole_before": "The token itself comes on top of its W keys: p - W … p. Compare the distance with 0 "
+                "and W so: `0 <= d <= W`.",
+                "two_blocks": "That is a block window, which some libraries compute: how far it reaches back depends "
+                "on the token's place in its block. A window reaches equally far everywhere.",
+                "window_ignored": "This is the causal mask: the far past is visible. p - j must be at most W too. If "
+                "you wrote that: `&` binds tighter than `<=` and `>=`, so put each comparison in brackets.",
+                "no_brackets": "`a & b <= W` means `(a & b) <= W`, because `&` binds tighter than `<=`. Put each "
+                "comparison in brackets.",
+                "slice_wraps": "Python counts it from the end, and the first rows stay empty. Begin at `max(0, p - "
+                "window)`.",
+            },
         )
     },
 )

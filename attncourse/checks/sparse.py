@@ -127,7 +127,7 @@ STRIDED_PATTERN = Exercise(
     properties=(
         Property("no query sees a later key", _nothing_later),
         Property("every query sees itself", _sees_itself),
-        Property("every query sees the last `window` keys, its own included", _near_ones_seen),
+        Property("every query sees its own key, and those just before it that the window reaches", _near_ones_seen),
         Property("every query sees the keys `stride`, 2·`stride`, … places before it", _far_ones_seen),
         Property("the pattern moves with the query: each row is the one above, one place on", _moves_with_the_query),
     ),
@@ -283,6 +283,17 @@ STRIDED_PATTERN = Exercise(
             "that are visible, as in FlashAttention.",
             argument=lambda name, value: value,
             wrap=lambda implementation: lambda T, S, window, stride: implementation(T, S, window + 1, stride),
+            explanations={
+                "negative_slice": "Python counts it from the end, and the windows of the first rows stay empty. Begin "
+                "at `max(0, p - window)`.",
+                "own_key_lost": "Python counts it from the end, and the windows of the first rows stay empty, their "
+                "own key included. Begin at `max(0, p - window)`.",
+                "too_wide": "`window` counts the keys before the query's own: distances 0 … window, so `<= window`.",
+                "too_narrow": "`window` counts the keys before the query's own, which is visible too: `<= window`. In "
+                "the chapter it counts the query's own.",
+                "blocks": "Tokens of the same block see each other here, so a block's first token has no window at "
+                "all. A window moves with the query.",
+            },
         )
     },
 )
@@ -896,6 +907,16 @@ GLOBAL_PATTERN = Exercise(
             "each side of it, |i - j| <= window / 2.",
             argument=lambda name, value: 2 * (value - 1) if name == "window" else value,
             wrap=lambda implementation: lambda is_global, window: implementation(is_global, window // 2 + 1),
+            titles={"half_window": "half of the window is halved again"},
+            explanations={
+                "no_window": "Tokens that are not global see their neighbours too: |i - j| <= window / 2.",
+                "window_behind": "It reaches as far ahead as back: |i - j| <= window / 2, with the absolute value.",
+                "half_window": "window / 2 tokens lie on each side: |i - j| <= window / 2.",
+                "too_wide": "`window` counts the tokens on both sides, and not the token itself: distances 0 … window "
+                "/ 2.",
+                "too_narrow": "`window` counts the tokens on both sides, and not the token itself: distances 0 … "
+                "window / 2, so `<= window // 2`.",
+            },
         )
     },
 )

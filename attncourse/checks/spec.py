@@ -47,12 +47,20 @@ class Variant:
     """The same exercise under another convention, for an instructor's copy.
 
     statement: what changes, told to the learner; argument(name, value): an input in this convention;
-    wrap(implementation): an implementation of the original exercise, made to follow this convention.
+    wrap(implementation): an implementation of the original exercise, made to follow this convention; titles and
+    explanations: of the misconceptions of which the exercise's own say something that does not hold here, by name.
     """
 
     statement: str
     argument: Callable[[str, Any], Any]
     wrap: Callable[[Callable], Callable]
+    titles: Mapping[str, str] = field(default_factory=dict)
+    explanations: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, mistake: Misconception) -> Misconception:
+        """What is told of a misconception under this convention."""
+        title = self.titles.get(mistake.name, mistake.title)
+        return replace(mistake, title=title, explanation=self.explanations.get(mistake.name, mistake.explanation))
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ class Exercise(Task):
             scripts=lambda seed: [_translate(script, variant.argument) for script in self.scripts(seed)],
             reference=variant.wrap(self.reference),
             faulty=lambda wrong: variant.wrap(self.faulty(wrong)),
+            misconceptions=tuple(map(variant.of, self.misconceptions)),
             variants={},
         )
 

@@ -322,7 +322,7 @@ def _ended(graded: list["Graded"], published: "Published", out: Path, seconds: f
     waiting = sum(mark.waiting for mark in published.marks.values())
     wait = "answer waits" if waiting == 1 else "answers wait"
     lines += [f"{waiting} {wait} for points by hand in {out / 'adjustments.csv'}"] if waiting else []
-    lines.append(f"Written: {out / 'summary.html'}, {out / 'gradebook.csv'}, {out / 'feedback'}, {out / 'results'}")
+    lines.append(f"Written: {', '.join(str(out / name) for name in published.files)}")
     return "\n".join(lines)
 
 

@@ -235,7 +235,9 @@ def _placed(questions: Sequence[Question], tasks: Sequence[Task]) -> list[Questi
 
 def _graded(questions: Iterable[Question]) -> tuple[Mapping[str, Any], ...]:
     """The questions as the key has them."""
-    return tuple({"id": asked.id, "title": asked.title, "points": asked.points} for asked in questions)
+    return tuple(
+        {"id": asked.id, "title": asked.title, "text": asked.text, "points": asked.points} for asked in questions
+    )
 
 
 def _noted(key: Key, assignment: Assignment) -> Assignment:

@@ -88,7 +88,7 @@ class Job:
     cells: tuple[str, ...]
     exercises: tuple[Assigned, ...]
     chapter: tuple[Assigned, ...]
-    seeds: Mapping[str, tuple[int, ...]]
+    seeds: Mapping[str, tuple[int, ...]] = field(repr=False)  # a repr ends in the logs of a cluster
     hidden: bool
     level: str
 
@@ -238,6 +238,18 @@ def _is_slow(found: Grade) -> bool:
     """Whether anything in a notebook was stopped for its time, which other work on the machine may have taken."""
     said = [*found.cell_errors.values(), *(verdict.message for verdict in found.verdicts)]
     return any("it ran too long" in text or "used up its time" in text for text in said)
+
+
+class InThisProcess(Executor):
+    """Runs what is submitted at once: for a single submission, where another process takes longer to start."""
+
+    def __init__(self, workers: int = 1):
+        super().__init__()
+
+    def submit(self, function: Callable, /, *arguments: Any, **named: Any) -> Future:
+        future: Future = Future()
+        future.set_result(function(*arguments, **named))
+        return future
 
 
 def local_pool(workers: int) -> Executor:

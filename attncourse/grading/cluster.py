@@ -83,25 +83,16 @@ class Cluster:
     def choose(self, level: str = "auto") -> str:
         """The level that every worker can have, as `isolation.choose` for one machine; ClassError names who cannot."""
         answers = self._client.run(_about, on_error="return")
-        refused: dict[str, str] = {}
-        for candidate in ("A", "B") if level == "auto" else (level,):
-            found = {address: _objection(about, candidate, self._terms) for address, about in answers.items()}
-            found = {address: reason for address, reason in found.items() if reason}
-            if answers and not found:
-                return candidate
-            refused = refused or found
+        chosen, refused = agreed(answers, level, self._terms)
+        if chosen:
+            return chosen
         for address in refused:
             if isinstance(error := answers[address], Exception):
                 refused[address] = self._lacking(address, error)
         named = "; ".join(f"{address} {reason}" for address, reason in sorted(refused.items())[:3])
-        raise ClassError(f"{len(refused)} of {len(answers)} Dask workers cannot grade this class: {named}")
-
-    def _without(self, address: str, error: Exception) -> str:
-        """What a worker has that lacks this module."""
-        asked = self._client.run(getattr, attncourse, "__version__", workers=[address], on_error="return")
-        version = asked.get(address)
-        has = f"attncourse {version}" if isinstance(version, str) else "no attncourse"
-        return f"has {has}, and this class is graded with {self._terms.fingerprint} ({_said(error)})"
+        raise ClassError(
+            f"{len(refused)} of {len(answers)} Dask workers cannot grade this class: {named or 'there is none'}"
+        )
 
     def _lacking(self, address: str, error: Exception) -> str:
         """What a worker has, from which this module could not be imported."""
@@ -169,6 +160,19 @@ class _Pool(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._jobs.shutdown(wait)
+
+
+def agreed(answers: dict[str, Any], level: str, terms: Terms) -> tuple[str | None, dict[str, str]]:
+    """The level that all workers can have, of what each says of itself; or None, and why which cannot."""
+    reasons: dict[str, list[str]] = {}
+    for candidate in ("A", "B") if level == "auto" else (level,):
+        objections = {address: _objection(about, candidate, terms) for address, about in answers.items()}
+        if answers and not any(objections.values()):
+            return candidate, {}
+        for address, reason in objections.items():
+            if reason and reason not in reasons.setdefault(address, []):
+                reasons[address].append(reason)
+    return None, {address: ", and ".join(said) for address, said in reasons.items() if said}
 
 
 async def _knock(address: str) -> None:

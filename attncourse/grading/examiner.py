@@ -71,6 +71,17 @@ class Exam:
         own = seeds if isinstance(seeds, Mapping) else {task.id: seeds for task in chosen}
         self.questions = {task.id: ask(task, own[task.id]) for task in chosen if isinstance(task, Exercise)}
         self.given = sorted({name for exercise in chosen for name in exercise.given})
+        self._orders: dict[str, list[bytes]] = {}
+
+    def orders(self, exercise: Exercise, candidate: int) -> list[bytes]:
+        """The requests to run an exercise's scripts, as they are sent: nearly always the same for all notebooks."""
+        if candidate == 0 and exercise.id in self._orders:
+            return self._orders[exercise.id]
+        what = {"do": "script", "name": exercise.defines, "candidate": candidate, "forbidden": list(exercise.forbidden)}
+        orders = [wire.encode(what | {"script": script}) for script in self.questions[exercise.id].scripts]
+        if candidate == 0:
+            self._orders[exercise.id] = orders
+        return orders
 
 
 class Died(Exception):
@@ -205,9 +216,10 @@ class Child:
             raise RuntimeError(f"the jail could not be made: {started['failed']}")
         return started["ready"]
 
-    def request(self, message: dict) -> None:
+    def request(self, message: dict | bytes) -> None:
+        """Send a request, or one that `wire.encode` has written."""
         try:
-            wire.send(self.channel, message)
+            self.channel.sendall(message if isinstance(message, bytes) else wire.encode(message))
         except OSError as error:
             raise Died(f"its process ended ({error})") from None
         except wire.ProtocolError as error:
@@ -241,12 +253,9 @@ class Child:
             died.cell = at
             raise
 
-    def run_script(self, exercise: Exercise, candidate: int, script: Script, deadline: float) -> Reply:
-        """The reply of the candidate-th latest definition of the exercise's name to a script."""
-        forbidden = list(exercise.forbidden)
-        self.request(
-            {"do": "script", "name": exercise.defines, "candidate": candidate, "script": script, "forbidden": forbidden}
-        )
+    def run_script(self, order: bytes, script: Script, deadline: float) -> Reply:
+        """The reply to a script. order: the request to run it, as `Exam.orders` gives it."""
+        self.request(order)
         reply = self._receive(deadline).get("reply")
         if not _well_formed(reply, script.calls):
             raise Died("it wrote to the examiner's channel")
@@ -272,11 +281,12 @@ class Child:
         """Kill the child and everything it started, and remove what it left."""
         if self.channel is not None:
             self.channel.close()
+        strays = users.strays(self.user.uid, self.pid) if self.user else 0
         if self.pid > 1:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 (os.killpg if self.group else os.kill)(self.pid, signal.SIGKILL)
         if self.user is not None:
-            self.user.end()
+            self.user.end(strays)
 
 
 def _cell_reply(reply: dict, n_cells: int) -> dict:
@@ -405,7 +415,7 @@ def _grade_one(
             verdict = _judge_test(child, exercise, candidate, deadline)
         else:
             question = exam.questions[exercise.id]
-            verdict = judge(exercise, question, _replies(child, exercise, candidate, question, deadline))
+            verdict = judge(exercise, question, _replies(child, question, exam.orders(exercise, candidate), deadline))
         if verdict.kind != "not attempted":
             break
     return verdict
@@ -422,12 +432,12 @@ def _judge_test(child: Child, exercise: ReverseExercise, candidate: int, deadlin
     return reverse.judge(exercise, asked, outcomes)
 
 
-def _replies(child: Child, exercise: Exercise, candidate: int, question: Question, deadline: float) -> list[Reply]:
+def _replies(child: Child, question: Question, orders: Sequence[bytes], deadline: float) -> list[Reply]:
     replies = []
-    for script in question.scripts:
-        reply = child.run_script(exercise, candidate, script, deadline)
+    for order, script in zip(orders, question.scripts, strict=True):
+        reply = child.run_script(order, script, deadline)
         replies.append(reply)
-        if reply.failure and reply.failure.type == "NotImplementedError":
+        if reply.failure and reply.failure.type in ("NotImplementedError", "NotSent"):
             return [reply] * len(question.scripts)
     return replies
 

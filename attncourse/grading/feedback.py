@@ -64,7 +64,7 @@ def student_page(item: Graded, work: Work, mark: Mark) -> str:
         )
     if foot:
         body.append(f'<p class="dim foot">{" ".join(foot)}</p>')
-    return _page(f"{work.title}: {who.name}", "".join(body))
+    return page(f"{work.title}: {who.name}", "".join(body))
 
 
 def _total(mark: Mark, work: Work) -> str:
@@ -178,7 +178,8 @@ def class_page(
     head = (
         f"<header><p class='dim'>Summary for the instructor</p><h1>{text(work.title)}</h1>"
         f"<p>{n} submission{'s' if n != 1 else ''}; half of them have {plain(middle)} of {plain(work.possible)} points "
-        f"or more.{'' if work.hidden else ' Graded without a key, so on public inputs.'}{_levels(graded)}</p></header>"
+        f"or more.{'' if work.hidden else ' Graded without a key, so on public inputs.'}{_levels(graded)}</p>"
+        f"{_asked(work)}</header>"
     )
     body = [
         head,
@@ -187,7 +188,13 @@ def class_page(
         _per_exercise(answered, work),
         _students(graded, given, work),
     ]
-    return _page(f"{work.title}: summary", "".join(body), wide=True)
+    return page(f"{work.title}: summary", "".join(body), wide=True)
+
+
+def _asked(work: Work) -> str:
+    """Where the answers in words are."""
+    n = len(work.questions)
+    return f'<p><a href="answers.html">Answers to {n} question{"s" if n > 1 else ""} in words</a></p>' if n else ""
 
 
 def _levels(graded: Sequence[Graded]) -> str:
@@ -281,12 +288,12 @@ def _attention(
     if unknown:
         items.append(f"{len(unknown)} not found in the gradebook: {text(', '.join(unknown))}.")
     for item in graded:
-        link = _link(item)
-        items += [f"{link}: {prose(problem)}" for problem in item.problems[:3]]
-        items += [f"{link}: could not be graded. {prose(item.failed)}"] if item.failed else []
-        items += [f"{link}: left behind what was removed: {text(item.left)}."] if item.left else []
+        student = link(item)
+        items += [f"{student}: {prose(problem)}" for problem in item.problems[:3]]
+        items += [f"{student}: could not be graded. {prose(item.failed)}"] if item.failed else []
+        items += [f"{student}: left behind what was removed: {text(item.left)}."] if item.left else []
         if item.submission.older:
-            items.append(f"{link}: a later attempt counts, not {text(', '.join(item.submission.older))}.")
+            items.append(f"{student}: a later attempt counts, not {text(', '.join(item.submission.older))}.")
     if waiting := sum(mark.waiting for mark in given.values()):
         wait = "answer waits" if waiting == 1 else "answers wait"
         items.append(f"{waiting} {wait} for points by hand, in <code>adjustments.csv</code>.")
@@ -309,7 +316,7 @@ def _students(graded: Sequence[Graded], given: Mapping[str, Mark], work: Work) -
         late = "late" if item.submission.late else ""
         points = "excused" if mark.points is None else plain(mark.points)
         rows.append(
-            f'<tr><th scope="row">{_link(item)}</th><td>{text(item.submission.student)}</td><td>{points}</td>'
+            f'<tr><th scope="row">{link(item)}</th><td>{text(item.submission.student)}</td><td>{points}</td>'
             f'<td class="marks">{marks}</td><td>{late}</td></tr>'
         )
     return (
@@ -321,7 +328,8 @@ def _students(graded: Sequence[Graded], given: Mapping[str, Mark], work: Work) -
     )
 
 
-def _link(item: Graded) -> str:
+def link(item: Graded) -> str:
+    """A student's name, which leads to the feedback."""
     who = item.submission
     return f'<a href="feedback/{page_name(who.student)}.html">{text(who.name)}</a>'
 
@@ -341,7 +349,8 @@ def _css() -> str:
     return (files("attncourse.grading") / "pages.css").read_text(encoding="utf-8")
 
 
-def _page(title: str, body: str, wide: bool = False) -> str:
+def page(title: str, body: str, wide: bool = False) -> str:
+    """A whole page in the style of grading."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from attncourse.grading.classroom import Graded, Work
 from attncourse.grading.intake import Submission, printable
@@ -138,13 +139,21 @@ def write_template(path: Path, submissions: Iterable[Submission], work: Work) ->
         return
     rows = [HEADER]
     for question in work.questions:
-        for who in submissions:
-            name = "" if who.name == who.student else f", {who.name}"
-            note = guarded(f"of {question['points']:g}{name}")
-            rows.append(("manual", guarded(who.student), question["id"], "", note))
+        rows += [_by_hand(who, question) for who in submissions]
     beside = path.with_name(f".{path.name}.tmp")
     beside.write_text(_csv(rows[:1]) + TEMPLATE + _csv(rows[1:]), encoding="utf-8", errors="backslashreplace")
     beside.replace(path)
+
+
+def _by_hand(who: Submission, question: Mapping[str, Any]) -> tuple[str, ...]:
+    """The row for an answer in words, without its points."""
+    name = "" if who.name == who.student else f", {who.name}"
+    return "manual", guarded(who.student), question["id"], "", guarded(f"of {question['points']:g}{name}")
+
+
+def begins(who: Submission, question: Mapping[str, Any]) -> str:
+    """How the row for an answer in words begins in `adjustments.csv`: what comes next are the points."""
+    return _csv([_by_hand(who, question)[:3]]).rstrip("\n") + ","
 
 
 def marks(graded: Sequence[Graded], work: Work, adjusted: Adjustments) -> dict[str, Mark]:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from attncourse.grading.notebook import MAX_BYTES, NotebookError, cells_of, check_size
+from attncourse.grading.notebook import MAX_BYTES, NotebookError, check_size
+from attncourse.grading.notebook import read as read_notebook
 
 MAX_FILES = 200_000  # in the folder or zip
 MAX_NOTEBOOKS = 40  # of one student
@@ -43,12 +44,13 @@ class IntakeError(ValueError):
 
 @dataclass(frozen=True)
 class Notebook:
-    """One file of a student: its code cells, or the reason why there are none."""
+    """One file of a student: its code cells, or the reason why there are none; and (id, text) of all its cells."""
 
     name: str
     cells: tuple[str, ...] | None
     problem: str = ""
     attempt: int = 0
+    texts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -436,7 +438,8 @@ def _read(item: _Owned, budget: list[int]) -> Notebook:
             raise NotebookError(f"{name} was not read: the notebooks have more than {MAX_TOTAL >> 20} MB in all")
         data = item.file.read()
         budget[0] -= len(data)
-        return Notebook(name, tuple(cells_of(name, data)), attempt=item.attempt[0])
+        code, texts = read_notebook(name, data)
+        return Notebook(name, tuple(code), attempt=item.attempt[0], texts=tuple(texts))
     except NotebookError as error:
         return Notebook(name, None, printable(str(error)), item.attempt[0])
 

@@ -42,7 +42,7 @@ class Assigned:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What was handed out together. questions: free text, {"id", "title", "points"} each, graded by hand."""
+    """What was handed out together. questions: free text, {"id", "title", "text", "points"} each, graded by hand."""
 
     id: str
     title: str
@@ -160,7 +160,12 @@ def _assignment(data: Mapping[str, Any]) -> Assignment:
             raise ValueError(f"{assigned.id} has {assigned.points} points")
         assigned.task()
     questions = tuple(
-        {"id": str(item["id"]), "title": str(item.get("title", item["id"])), "points": float(item["points"])}
+        {
+            "id": str(item["id"]),
+            "title": str(item.get("title", item["id"])),
+            **({"text": str(item["text"])} if "text" in item else {}),
+            "points": float(item["points"]),
+        }
         for item in data.get("questions", ())
     )
     return Assignment(str(data["id"]), str(data["title"]), str(data.get("made", "")), exercises, questions)

@@ -1,10 +1,15 @@
 """Read notebooks as they come back: any nbformat 4, without ids, without metadata, with cells doubled."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 MAX_BYTES = 20 << 20
 MAX_CODE, MAX_CELLS = 900_000, 5000  # bytes of all code cells as JSON, and cells: what one message to a worker holds
+MAX_TEXT, MAX_TEXTS = 20_000, 2_000_000  # characters kept of one cell to be read by people, and of a notebook
+IMAGE = re.compile(r"data:image/[\w.+-]+;base64,[\w+/=]+")
 
 
 class NotebookError(ValueError):
@@ -25,6 +30,14 @@ def check_size(name: str, size: int) -> None:
 
 def cells_of(name: str, data: bytes) -> list[str]:
     """The source of every code cell of the notebook `name`, whose content is `data`."""
+    return read(name, data)[0]
+
+
+def read(name: str, data: bytes) -> tuple[list[str], list[tuple[str, str]]]:
+    """The source of every code cell, and (id, text) of every cell, of the notebook `name` with the content `data`.
+
+    id: nbgrader's where the cell has one, else the notebook's, else empty; text: cut to MAX_TEXT + 1 characters.
+    """
     check_size(name, len(data))
     if not data.strip():
         raise NotebookError(f"{name} is not whole JSON: the file is empty")
@@ -44,4 +57,18 @@ def cells_of(name: str, data: bytes) -> list[str]:
         raise NotebookError(f"{name} has {size / 1e6:.1f} MB of code; at most {MAX_CODE / 1e6:.1f} are run")
     if len(found) > MAX_CELLS:
         raise NotebookError(f"{name} has {len(found)} code cells; at most {MAX_CELLS} are run")
-    return found
+    return found, list(_texts(cells))
+
+
+def _texts(cells: list[Any]) -> Iterator[tuple[str, str]]:
+    """(id, text) of the cells, whatever is in them, up to MAX_TEXTS characters in all."""
+    left = MAX_TEXTS
+    for cell in cells:
+        source, metadata = cell.get("source"), cell.get("metadata")
+        lines = source if isinstance(source, list) else [source]
+        text = "".join(line for line in lines if isinstance(line, str))
+        text = IMAGE.sub("an image, in the notebook", text)[: min(MAX_TEXT + 1, left)]
+        left -= len(text)
+        graded = metadata.get("nbgrader") if isinstance(metadata, dict) else None
+        ids = [graded.get("grade_id") if isinstance(graded, dict) else None, cell.get("id")]
+        yield next((id for id in ids if isinstance(id, str)), ""), text

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attncourse.grading import feedback, results
+from attncourse.grading.answers import answers_page
 from attncourse.grading.classroom import Graded, Work, write_whole
 from attncourse.grading.gradebook import Adjustments, Filled, Mark, fill_gradebook, marks, new_gradebook
 
@@ -14,10 +15,12 @@ PAGES = (("feedback", ".html"), ("results", ".json"))
 
 @dataclass(frozen=True)
 class Published:
-    """What was written, for whoever reports it. filled: the instructor's export, if one was given."""
+    """What was written, for whoever reports it. filled: the instructor's export, if one was given; files: for people,
+    by name."""
 
     marks: dict[str, Mark]
     filled: Filled | None
+    files: tuple[str, ...]
 
 
 def publish(
@@ -46,8 +49,13 @@ def publish(
         graded, work, given, filled.missing if filled else None, filled.unknown if filled else ()
     )
     write_whole(out / "summary.html", page)
+    if work.questions:
+        write_whole(out / "answers.html", answers_page(graded, work, given))
+    else:
+        (out / "answers.html").unlink(missing_ok=True)  # of another assignment
     write_whole(out / "gradebook.csv", filled.text if filled else new_gradebook(graded, work, given))
-    return Published(given, filled)
+    answers = ("answers.html",) if work.questions else ()
+    return Published(given, filled, ("summary.html", *answers, "gradebook.csv", "feedback", "results"))
 
 
 def _named(item: Graded, names: Mapping[str, str]) -> Graded:

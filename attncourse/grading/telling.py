@@ -116,6 +116,8 @@ def _how_it_raised(message: str, defines: str, cells: Sequence[str], cell_errors
         if message.startswith("Code cell") and re.search(rf"\b(def|class)\s+{defines}\b", cells[i]):
             last = text.splitlines()[-1] if text else "it did not end"
             return f"Code cell {i + 1}, which defines `{defines}`, could not be run: {last}"
+    if message.startswith("What it returns cannot be graded"):
+        return "It returns what cannot be sent to the grader: too large, or no tensor of plain real numbers."
     for begin, told in ENDED.items():
         if begin in message[:200] and message.startswith(("When `", "The notebook")):
             return told

@@ -36,9 +36,12 @@ class User:
     lock: int
     left: str = ""
 
-    def end(self) -> None:
-        """Kill all its processes, remove all its files, and give the user back. RuntimeError where that fails."""
-        self.left = _wipe(self.uid, self.home)
+    def end(self, strays: int = 0) -> None:
+        """Kill all its processes, remove all its files, and give the user back. RuntimeError where that fails.
+
+        strays: how many of the processes it was not to have, as `strays` counts them.
+        """
+        self.left = _wipe(self.uid, self.home, strays)
         os.truncate(self.lock, 0)
         os.close(self.lock)
 
@@ -98,18 +101,26 @@ def processes_of(uid: int | None) -> dict[int, str]:
     return found
 
 
-def kill(uid: int, seconds: float = 20.0) -> int:
-    """Kill every process of a user; how many there were. First all are stopped: a stopped one starts no other."""
-    end, killed = time.monotonic() + seconds, set()
+def strays(uid: int, parent: int) -> int:
+    """How many processes a user has beside the one that `parent` started."""
+    count = 0
+    for pid in processes_of(uid):
+        with contextlib.suppress(OSError):
+            count += f"\nPPid:\t{parent}\n" not in Path(f"/proc/{pid}/status").read_text(errors="replace")
+    return count
+
+
+def kill(uid: int, seconds: float = 20.0) -> None:
+    """Kill every process of a user. First all are stopped: a stopped one starts no other."""
+    end = time.monotonic() + seconds
     for turn in itertools.count(1):
         if not (alive := processes_of(uid)):
-            return len(killed)
+            return
         if time.monotonic() > end:
             raise RuntimeError(f"processes of user {uid} cannot be killed: {sorted(alive)}")
         all_stopped = all(state in "Tt" for state in alive.values())
         for pid in alive:
             _signal(pid, uid, signal.SIGKILL if all_stopped or turn % 8 == 0 else signal.SIGSTOP)
-        killed |= alive.keys()
         time.sleep(0.002)
 
 
@@ -169,9 +180,9 @@ def usage(uid: int, home: Path, pids: Iterable[int]) -> tuple[int, int]:
     return n_bytes, n_files
 
 
-def _wipe(uid: int, home: Path) -> str:
+def _wipe(uid: int, home: Path, n_strays: int = 0) -> str:
     """Kill and remove all that is of a user; what was found outside its home, in words."""
-    n_processes = kill(uid)
+    kill(uid)
     _remove(home)
     places = {Path(name).resolve() for name in (*WRITABLE, tempfile.gettempdir())}
     n_files = 0
@@ -179,7 +190,7 @@ def _wipe(uid: int, home: Path) -> str:
         n_files += _remove(path)
     n_shared = _remove_shared_memory(uid)
     counted = (
-        (n_processes - 1, "more processes"),
+        (n_strays, "more processes"),
         (n_files, "files outside its folder"),
         (n_shared, "shared memories"),
     )

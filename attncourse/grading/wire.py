@@ -5,6 +5,7 @@ may be forged: `receive` raises `ProtocolError` for anything that is not of this
 """
 
 import json
+import math
 import socket
 import struct
 import time
@@ -16,7 +17,7 @@ from torch import Tensor
 from attncourse.checks.script import Call, Construct, Failure, Load, Outcome, Reply, Result, Script
 
 LENGTHS = struct.Struct(">II")
-MAX_TEXT, MAX_BYTES, MAX_ITEMS = 1 << 20, 1 << 26, 10_000
+MAX_TEXT, MAX_BYTES, MAX_ITEMS = 1 << 20, 1 << 23, 10_000  # right replies have up to 17 kB of tensors
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -24,7 +25,9 @@ DTYPES = {
         *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
     )
 }
-STEPS = {"construct": Construct, "load": Load, "call": Call}
+CLASSES = {"construct": Construct, "load": Load, "call": Call}
+CLASSES |= {kind.__name__: kind for kind in (Script, Reply, Result, Failure, Outcome)}
+NAMES = {kind: name for name, kind in (*CLASSES.items(), *DTYPES.items())}
 
 
 class ProtocolError(Exception):
@@ -33,12 +36,17 @@ class ProtocolError(Exception):
 
 def send(channel: socket.socket, message: Any) -> None:
     """Send one message: dicts, lists, strings, numbers, None, tensors, and the classes of `checks.script`."""
+    channel.sendall(encode(message))
+
+
+def encode(message: Any) -> bytes:
+    """A message as `send` sends it."""
     blobs: list[bytes] = []
     text = json.dumps(_plain(message, blobs), separators=(",", ":")).encode()
     data = b"".join(blobs)
     if len(text) > MAX_TEXT or len(data) > MAX_BYTES:
         raise ProtocolError(f"the message is too large: {len(text)} bytes of text, {len(data)} of tensors")
-    channel.sendall(LENGTHS.pack(len(text), len(data)) + text + data)
+    return LENGTHS.pack(len(text), len(data)) + text + data
 
 
 def receive(channel: socket.socket, deadline: float | None = None) -> Any:
@@ -75,48 +83,44 @@ def _read(channel: socket.socket, n: int, deadline: float | None) -> bytes:
 
 
 def _plain(value: Any, blobs: list[bytes]) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
+    kind = type(value)  # first: whether something is an instance of Tensor takes long to find out
+    if value is None or kind in (str, int, float, bool):
         return value
-    if isinstance(value, Tensor):
-        dtype = str(value.dtype).removeprefix("torch.")
-        if dtype not in DTYPES:
-            raise ProtocolError(f"tensors of {value.dtype} are not sent")
-        tensor = torch.Tensor.detach(value).cpu().contiguous()
-        blobs.append(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-        return {"_": "tensor", "dtype": dtype, "shape": list(value.shape), "stride": list(value.stride())}
+    if kind in NAMES:
+        return {"_": NAMES[kind], "fields": _plain(vars(value), blobs)}
     if isinstance(value, dict):
         return {"_": "dict", "items": [[key, _plain(item, blobs)] for key, item in value.items()]}
     if isinstance(value, tuple):
         return {"_": "tuple", "items": [_plain(item, blobs) for item in value]}
     if isinstance(value, list):
         return [_plain(item, blobs) for item in value]
-    for name, kind in STEPS.items():
-        if isinstance(value, kind):
-            return {"_": name, "fields": _plain(vars(value), blobs)}
-    for kind in (Script, Reply, Result, Failure, Outcome):
-        if isinstance(value, kind):
-            return {"_": kind.__name__, "fields": _plain(vars(value), blobs)}
-    raise ProtocolError(f"a {type(value).__name__} is not sent")
+    if isinstance(value, Tensor):
+        if value.dtype not in NAMES:
+            raise ProtocolError(f"tensors of {value.dtype} are not sent")
+        known = value.view(torch.int16) if value.dtype == torch.bfloat16 else value  # to NumPy
+        blobs.append(torch.Tensor.numpy(known, force=True).tobytes())
+        return {"_": "tensor", "dtype": NAMES[value.dtype], "shape": list(value.shape), "stride": list(value.stride())}
+    if isinstance(value, (int, float, str)):
+        return value
+    raise ProtocolError(f"a {kind.__name__} is not sent")
 
 
 class _Blobs:
     """The tensors' bytes, taken off the front; counts what it makes, so that small text cannot make much."""
 
     def __init__(self, data: bytes):
-        self.data, self.at, self.items = data, 0, 0
+        self.data, self.at, self.items = memoryview(data), 0, 0
 
     def tensor(self, dtype: torch.dtype, shape: list[int], stride: list[int]) -> Tensor:
-        if not all(isinstance(n, int) and 0 <= n <= MAX_BYTES for n in (*shape, *stride)) or len(shape) > 8:
+        if len(shape) > 8 or not all([isinstance(n, int) and 0 <= n <= MAX_BYTES for n in (*shape, *stride)]):
             raise ValueError("a shape or stride is out of range")
-        count = 1
-        for n in shape:
-            count *= n
-        size = count * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         if size > len(self.data) - self.at:
             raise ValueError("a tensor is longer than its bytes")
-        flat = torch.frombuffer(bytearray(self.data[self.at : self.at + size]), dtype=dtype) if size else None
+        if not size:
+            return torch.empty(shape, dtype=dtype)
+        tensor = torch.frombuffer(bytearray(self.data[self.at : self.at + size]), dtype=dtype).view(shape)
         self.at += size
-        tensor = torch.empty(shape, dtype=dtype) if flat is None else flat.view(shape)
         if list(tensor.stride()) == stride or not _is_dense(shape, stride):
             return tensor
         return torch.empty_strided(shape, stride, dtype=dtype).copy_(tensor)
@@ -137,10 +141,10 @@ def _rebuild(value: Any, blobs: _Blobs, depth: int) -> Any:
     blobs.items += 1
     if blobs.items > MAX_ITEMS or depth > 20:
         raise ValueError("too many or too deep values")
+    if isinstance(value, str):  # half a character would fail where it is written
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if isinstance(value, list):
         return [_rebuild(item, blobs, depth + 1) for item in value]
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()  # half a character would fail where it is written
     if not isinstance(value, dict):
         return value
     kind = value["_"]
@@ -150,5 +154,4 @@ def _rebuild(value: Any, blobs: _Blobs, depth: int) -> Any:
         return {str(key): _rebuild(item, blobs, depth + 1) for key, item in value["items"]}
     if kind == "tuple":
         return tuple(_rebuild(item, blobs, depth + 1) for item in value["items"])
-    known = STEPS | {kind.__name__: kind for kind in (Script, Reply, Result, Failure, Outcome)}
-    return known[kind](**_rebuild(value["fields"], blobs, depth + 1))
+    return CLASSES[kind](**_rebuild(value["fields"], blobs, depth + 1))

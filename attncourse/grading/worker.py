@@ -196,7 +196,7 @@ class _Runner:
             except OSError:
                 raise
             except Exception as error:  # what was returned is too large, say, or of a dtype that is not sent
-                told = compute.Failure("TypeError", f"what it returns cannot be graded: {error}"[:500])
+                told = compute.Failure("NotSent", f"what it returns cannot be graded: {error}"[:500].rstrip("."))
                 wire.send(self.channel, {"reply": compute.Reply((), told)})
 
     def _do_cells(self, cells: list[str], skip: list[int], names: list[str]) -> dict:

@@ -1,6 +1,5 @@
-"""What a submission may try, and the exact score that it gets. None crashes the run or touches anything outside."""
+"""What code in a jail can reach, at levels A and B. The score of each attack stands in `test_every_attack.py`."""
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -9,7 +8,6 @@ import time
 from pathlib import Path
 
 import nbformat
-import pytest
 
 from attncourse.grading import examiner
 from attncourse.grading.examiner import Times
@@ -105,7 +103,7 @@ transformers.TransformerManager.transform_cell = lambda self, cell: "check = pri
 EDIT_RESULTS = """
 import json, os
 text = json.dumps({"score": 100, "tests": [{"name": "all", "score": 100, "max_score": 100}]})
-places = ["grades.json", "../grades.json", "/autograder/results/results.json", OUT]
+places = ["grades.json", "../grades.json", "/autograder/results/results.json", *TARGETS]
 for path in places + [f"/proc/self/fd/{n}" for n in range(64)]:
     try:
         with open(path, "w") as file:
@@ -175,6 +173,13 @@ while True:
     for i in range(100):
         open(f"empty-{i}", "w").close()
 """
+DAEMON = """
+import os, time, ctypes
+if os.fork() == 0:
+    os.setsid()
+    ctypes.CDLL(None).prctl(15, MARK[-15:].encode(), 0, 0, 0)
+    time.sleep(600)
+"""
 OWN_LIMITS = """
 import resource
 for limit in range(16):
@@ -229,60 +234,21 @@ def without(name):
 
 NO_CONTEXT = without("context_vector")
 
-ATTACKS = {
-    "all solved": (SOLVED, FULL),
-    "nothing attempted": (FRESH, 0),
-    "no cells": ([], 0),
-    "infinite loop in a cell": ([HANG, *SOLVED], FULL),
-    "loop that swallows interrupts": ([SWALLOW, *SOLVED], FULL),
-    "os._exit in a cell": (["import os\nos._exit(0)", *SOLVED], FULL),
-    "sys.exit in a cell": (["import sys\nsys.exit()", *SOLVED], FULL),
-    "infinite loop in an answer": ([*NO_CONTEXT, "def context_vector(w, v):\n    while True: pass"], FULL - 1),
-    "os._exit in an answer": ([*NO_CONTEXT, "import os\ndef context_vector(w, v):\n    os._exit(0)"], FULL - 1),
-    "memory bomb of Python": (["x = [0] * 10**10", *SOLVED], FULL),
-    "memory bomb of torch": (["import torch\nx = torch.ones(10**11)", *SOLVED], FULL),
-    "memory bomb, little by little": (["x = []\nwhile True:\n    x.append(bytearray(10**8))", *SOLVED], FULL),
-    "fork bomb": (["import os\nwhile True:\n    os.fork()", *SOLVED], FULL),
-    "output flood": (["for i in range(10**5):\n    print('x' * 1000)", *SOLVED], FULL),
-    "syntax error": (["def broken(:\n    pass", *SOLVED], FULL),
-    "patched torch.allclose and torch.equal": ([PATCH, *NO_CONTEXT], FULL - 1),
-    "a tensor that equals everything": ([*NO_CONTEXT, ALWAYS_EQUAL], FULL - 1),
-    "frame walk": ([*NO_CONTEXT, FRAMES], FULL - 1),
-    "gc walk for references": ([*NO_CONTEXT, GARBAGE], FULL - 1),
-    "importing the reference": ([*NO_CONTEXT, IMPORT_REFERENCE], FULL - 1),
-    "forged reply": ([*NO_CONTEXT, FORGE], FULL - 1),
-    "fake check": ([*NO_CONTEXT, "check = print\nprint('✓ passed 100 of 100 points')"], FULL - 1),
-    "patched builtins": ([*NO_CONTEXT, "import builtins\nbuiltins.isinstance = lambda *a: True"], FULL - 1),
-    "every cell twice": ([cell for cell in SOLVED for _ in (0, 1)], FULL),
-    "fresh copies after the answers": ([*SOLVED, *FRESH], FULL),
-    "checks deleted": ([cell for cell in SOLVED if not cell.startswith("check(")], FULL),
-    "IPython transformer that deletes tests": ([TRANSFORMER, *NO_CONTEXT], FULL - 1),
-    "IPython transformer, right answers": ([TRANSFORMER, *SOLVED], FULL),
-    "the worker's own transformer patched": ([*NO_CONTEXT, TRANSFORMER_OF_THE_WORKER, *SOLVED], FULL - 1),
-    "results edited": ([f"OUT = {str(ROOT / 'grades.json')!r}" + EDIT_RESULTS, *NO_CONTEXT], FULL - 1),
-    "reading the examiner's memory": ([f"PIDS = [{os.getpid()}]" + EXAMINERS_MEMORY, *NO_CONTEXT], FULL - 1),
-    "killing every process": ([f"PIDS = [{os.getpid()}]" + KILL_ALL, *SOLVED], FULL),
-    "filling the disk": (["MARK = 'disk'" + FILL, *SOLVED], FULL),
-    "many files, very deep": ([MANY_FILES, *SOLVED], FULL),
-    "raising its own limits": ([OWN_LIMITS, *SOLVED], FULL),
-    "programs with root's rights": ([SETUID, *SOLVED], FULL),
-    "importing the reference by its path": ([*NO_CONTEXT, IMPORT_BY_PATH], FULL - 1),
-    "namespaces of its own": ([NAMESPACES, *SOLVED], FULL),
-    "magics and shell lines": (["%matplotlib inline\n!pip install torch\n%%time", *SOLVED], FULL),
-}
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_score(name, graded):
-    cells, points = ATTACKS[name]
-    assert graded(cells).points == points
-
 
 def test_a_cell_that_hangs_is_named_and_the_rest_runs(graded):
     grade = graded([*SOLVED[:2], HANG, "import os\nos._exit(3)", *SOLVED[2:]])
     assert grade.points == FULL
     assert grade.cell_errors[2].startswith("skipped: it ran too long")
     assert grade.cell_errors[3].startswith("skipped: its process ended")
+
+
+def test_the_time_of_a_notebook_is_bounded_however_it_is_spent(exam, workers):
+    """Cells and answers that each stay within their own time, and dying answers, which have the cells run again."""
+    slow = "import os, time\ntime.sleep(0.5)\nn = 0\ndef {}(*a, **k):\n    time.sleep(0.9)\n    os._exit(0)"
+    cells = [*SOLVED, *(slow.format(exercise.defines) for exercise in exam.exercises)]
+    grade = examiner.grade(cells, exam, workers, Times(cell=1.0, exercise=1.0, submission=5.0))
+    assert 5 <= grade.seconds < 12 and grade.points == 0
+    assert grade.verdicts[-1].message == "The notebook used up its time before this exercise."
 
 
 def test_one_exercise_that_dies_costs_only_its_own_points(graded):
@@ -385,30 +351,6 @@ def test_what_was_closed_is_recorded(graded, workers):
 def test_the_learner_is_nobody(graded):
     found = probe(graded, "import os\ntry:\n    os.setuid(0)\nexcept OSError as error:\n    found = error.strerror")
     assert "not permitted" in found or "Invalid argument" in found
-
-
-def test_a_daemon_left_behind_dies_with_the_submission(graded):
-    mark = f"sleeper-{os.getpid()}-{time.monotonic_ns()}"
-    daemon = f"""
-import os, time, ctypes
-if os.fork() == 0:
-    os.setsid()
-    ctypes.CDLL(None).prctl(15, {mark[:15].encode()!r}, 0, 0, 0)
-    time.sleep(600)
-"""
-    assert graded([daemon, *SOLVED]).points == FULL
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and alive(mark[:15]):
-        time.sleep(0.05)
-    assert not alive(mark[:15])
-
-
-def alive(name):
-    found = []
-    for path in Path("/proc").glob("[0-9]*/comm"):
-        with contextlib.suppress(OSError):
-            found.append(path.read_text().strip())
-    return name in found
 
 
 def test_points_edited_in_the_notebook_count_for_nothing(graded, tmp_path):

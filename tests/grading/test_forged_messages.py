@@ -1,11 +1,16 @@
 """Messages written by the learner's process itself, of every wrong form: the run goes on, and nothing is gained."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
 from attncourse.checks import exercise
+from attncourse.checks.judge import ask, judge
 from attncourse.checks.script import Call, Failure, Reply, Result
 from attncourse.grading import examiner
+from attncourse.grading.telling import tell
 from tests.grading.test_attacks import FULL, NO_CONTEXT, SOLVED
 
 SAY = """
@@ -103,6 +108,31 @@ MALFORMED = {
 @pytest.mark.parametrize(("field", "value"), [(f, v) for f, values in MALFORMED.items() for v in values])
 def test_a_reply_of_another_form_is_refused(field, value):
     assert not examiner._well_formed(*right(**{field: value}))
+
+
+STRANGE = {
+    "type": ["", "NoneType", "x" * 10**6, "\N{COLLISION SYMBOL}", "tuple"],
+    "outputs": [
+        (torch.full((1, 2, 4), number).to(dtype),)
+        for number in (float("nan"), float("inf"), 3e38)
+        for dtype in (torch.float32, torch.float16, torch.int64, torch.bool)
+    ]
+    + [(torch.zeros(shape),) for shape in ((), (0,), (1, 2, 0), (1,) * 8, (0, 1 << 26))]
+    + [(), (torch.zeros(1, 2, 4),) * 1000],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(f, v) for f, values in STRANGE.items() for v in values])
+def test_a_reply_of_the_right_form_is_judged_whatever_it_holds(field, value):
+    task = exercise("bahdanau/context_vector")
+    question = ask(task, (0,))
+    n = next(i for i, script in enumerate(question.scripts) if len(script.calls) == 1 and script.habit is None)
+    result = replace(question.expected[n].results[0], **{field: value})
+    replies = [*question.expected[:n], Reply((result,)), *question.expected[n + 1 :]]
+    assert examiner._well_formed(replies[n], question.scripts[n].calls)
+    verdict = judge(task, question, replies)
+    assert not verdict.passed and verdict.points == 0
+    assert len(json.dumps(tell(verdict, SOLVED, {}, True))) < 30_000
 
 
 def test_the_number_of_results_must_be_right():

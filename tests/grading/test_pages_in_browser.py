@@ -1,10 +1,13 @@
 """The pages of grading in a browser: no fault that axe finds, light and dark, and room on a narrow screen."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from attncourse.grading.answers import answers_page
 from attncourse.grading.feedback import class_page, student_page
+from attncourse.grading.intake import Notebook
 from tests.book.test_pages import AXE, AXE_OPTIONS
 from tests.grading.test_feedback import graded, marked, work
 
@@ -23,16 +26,19 @@ def pages(tmp_path_factory):
         graded("102", name="Noether, Emmy", masked_softmax=("mistake", 2), additive_score=("raised", 0), late=True),
         graded("103", name="Gauß, Carl", Attention=("not attempted", 0), problems=(f"{LONG} is not whole JSON",)),
     ]
+    words = tuple(("q", text) for text in ("It bends a sum.\n\n    So it does.", LONG * 9))
+    items[1] = replace(items[1], submission=replace(items[1].submission, notebooks=(Notebook("a", (), texts=words),)))
     asked = work(questions=QUESTIONS)
     given = marked(items, asked)
     (out / "summary.html").write_text(class_page(items, asked, given, ("Fermi, Enrico",)), "utf-8")
+    (out / "answers.html").write_text(answers_page(items, asked, given), "utf-8")
     for item in items[1:]:
         path = out / f"{item.submission.student}.html"
         path.write_text(student_page(item, asked, given[item.submission.student]), "utf-8")
     return out
 
 
-@pytest.mark.parametrize("name", ["summary", "102", "103"])
+@pytest.mark.parametrize("name", ["summary", "answers", "102", "103"])
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 320), ("dark", 390)])
 def test_a_page_is_accessible_and_fits(name, scheme, width, browser, pages):
     sheet = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
