@@ -35,8 +35,8 @@ class Page:
     path: str
     title: str
     depth: int
+    part: str
     header: str  # what stands above its pages
-    part: str | None = None  # of the first page of a part, the part's title
 
     @property
     def anchor(self) -> str:
@@ -56,18 +56,16 @@ def resolve(href: str, page: str) -> tuple[str, str]:
 
 def contents(home: BeautifulSoup) -> list[Page]:
     """All pages but the landing page, in the order of the sidebar."""
-    pages, part, above = [], None, []
+    pages, part, above = [], "", []
     for node in home.select("nav.bd-links .caption-text, nav.bd-links a.internal"):
+        title = node.get_text(" ", strip=True)
         if node.name == "span":
-            part = node.get_text(strip=True)
-            of_part = [part] if part == "Solutions" else []  # whose pages are called as the chapters are
-            continue
-        path, _ = resolve(node["href"], HOME)
-        if path != HOME:
-            depth, title = len(node.find_parents("ul")) - 1, node.get_text(" ", strip=True)
+            part = title
+        elif (path := resolve(node["href"], HOME)[0]) != HOME:
+            depth = len(node.find_parents("ul")) - 1
             above = [*above[:depth], title]
-            pages.append(Page(path, title, depth, ": ".join(of_part + above), part))
-            part = None
+            of_part = [part] if part == "Solutions" else []  # whose pages are called as the chapters are
+            pages.append(Page(path, title, depth, part, ": ".join(of_part + above)))
     return pages
 
 
@@ -107,7 +105,6 @@ def article(site: Path, page: Page, anchors: dict[str, str], styles: dict[str, N
         if node.name == "img":
             node["src"] = (site / resolve(node["src"], page.path)[0]).as_uri()
     title = body.find("h2")
-    title["id"] = page.anchor
     if page.depth or page.path.startswith("solutions/"):  # theirs is the chapter's title over again
         title["class"] = [*title.get("class", []), "minor"]
     return body.decode_contents(formatter="html5")
@@ -135,9 +132,10 @@ def document(site: Path, only: Sequence[str] = ()) -> tuple[str, list[Page]]:
         raise ValueError(f"no page of the book is called {', '.join(sorted(unknown))}")
     pages = [page for page in pages if not only or page.path.removesuffix(".html") in only]
     anchors, styles = {page.path: page.anchor for page in pages}, {}
-    rows, bodies, headers = [], [], []
+    rows, bodies, headers, part = [], [], [], None
     for page in pages:
-        if page.part:
+        if page.part != part:
+            part = page.part
             rows.append(f'<p class="part">{escape(page.part)}</p>')
             bodies.append(f'<h1 class="part">{escape(page.part)}</h1>')
         rows.append(
@@ -146,7 +144,9 @@ def document(site: Path, only: Sequence[str] = ()) -> tuple[str, list[Page]]:
         )
         text = page.header.replace("\\", "").replace('"', "")
         headers.append(f'@page {page.anchor} {{ @top-left {{ content: "{text}"; }} }}')
-        bodies.append(f'<div class="page" style="page: {page.anchor}">{article(site, page, anchors, styles)}</div>')
+        bodies.append(
+            f'<div class="page" id="{page.anchor}" style="page: {page.anchor}">{article(site, page, anchors, styles)}</div>'
+        )
     sheets = [
         (site / resolve(link["href"], HOME)[0].split("?")[0]).as_uri()
         for link in home.select("head link[rel=stylesheet]")

@@ -140,7 +140,7 @@ def slides(notebook: NotebookNode) -> NotebookNode:
         if parts and (
             "show.source" in cell.source or cell.source.count("\n") >= LINES // 2
         ):  # what it shows is the point
-            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+            cell.metadata["tags"] = ["hide-input"]
         add(cell, "-")
         for i, part in enumerate(parts[1:], 1):
             add(new_markdown_cell(heading, id=f"{cell.id}-heading-{i}"), "subslide")

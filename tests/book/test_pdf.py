@@ -18,10 +18,10 @@ PAGES = (
 PAPER = 643  # CSS pixels of 170 mm, which A4 leaves between its margins
 WIDER = """() => [...document.querySelectorAll("article *")].filter((node) => {
     const box = node.getBoundingClientRect();
-    return box.width && box.right > innerWidth + 1 && !node.closest(".katex-mathml");
+    return box.width && box.right > innerWidth + 1 && !node.closest("svg svg, .katex-mathml, .katex svg");
 }).map((node) => node.outerHTML.slice(0, 120))"""
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("pdf")]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_contents_name_the_pages_on_which_titles_stand(printed):
 def test_pages_are_numbered_and_named(printed):
     first = printed.begins["notebooks-01_bahdanau"]
     assert printed.texts[first].startswith("01 Additive attention")
-    assert all(re.search(rf"\b{i + 1}$", printed.texts[i].strip()) for i in range(first - 1, first + 4))
+    assert all(f"\n{i + 1}\n" in printed.texts[i][:80] for i in range(first - 1, first + 4))
 
 
 def test_text_can_be_copied_and_formulas_are_named(printed):
@@ -72,7 +72,9 @@ def test_outline_has_parts_pages_and_sections(printed):
                 yield depth, item.title
 
     found = list(titles(printed.reader.outline))
-    assert {(0, "Chapters"), (1, "Additive attention"), (2, "By hand")} <= set(found)
+    assert {(0, "Chapters"), (1, "Additive attention"), (2, "By hand"), (1, "Exercises: additive attention")} <= set(
+        found
+    )
 
 
 def test_fonts_are_embedded(printed):
@@ -100,7 +102,7 @@ def test_links_lead_into_the_book_or_to_the_web(printed):
             else:
                 assert link["/Dest"] in printed.reader.named_destinations
                 inside += 1
-    assert inside > 50
+    assert inside > 40
     assert outside > 5
 
 
@@ -109,7 +111,7 @@ def test_an_unknown_page_is_named(site):
         pdf.document(site, ["notebooks/99"])
 
 
-@pytest.mark.parametrize("name", ["notebooks/08_sliding_window", "book/checks", "exercises/03_self_attention"])
+@pytest.mark.parametrize("name", ["notebooks/16_choosing", "book/oracles", "exercises/03_self_attention"])
 def test_a_single_page_fits_on_paper(browser, address, name):
     sheet = browser.new_page(viewport={"width": PAPER, "height": 900})
     sheet.goto(f"{address}/{name}.html", wait_until="load")
