@@ -28,7 +28,7 @@ serve: book  ## build the book and serve it on this machine
 	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
 pdf: .venv/test.stamp book  ## print the whole book into _build/attncourse.pdf (some minutes)
-	@$(BIN)/python scripts/pdf.py
+	@$(BIN)/python -m scripts.pdf
 
 slides: book  ## make slides of every chapter, in _build/slides
 	@$(BIN)/python scripts/slides.py

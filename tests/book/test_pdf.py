@@ -7,6 +7,7 @@ import pytest
 from pypdf import PdfReader
 
 from scripts import pdf
+from scripts.one_document import document, read
 
 PAGES = (
     "notebooks/01_bahdanau",
@@ -36,10 +37,10 @@ def printed(browser, site, tmp_path_factory):
 def test_contents_name_the_pages_on_which_titles_stand(printed):
     listed = re.findall(r"^(.+?)\s*(\d+)$", printed.texts[1], re.MULTILINE)
     assert len(listed) >= len(PAGES)
-    pages = pdf.document(printed.site, PAGES)[1]
+    pages = document(printed.site, PAGES)[1]
     assert [page.title for page in pages] == [title for title, _ in listed][: len(pages)]
     for page, (_, number) in zip(pages, listed, strict=False):
-        heading = pdf.read(printed.site / page.path).select_one("article h1").get_text().removesuffix("#")
+        heading = read(printed.site / page.path).select_one("article h1").get_text().removesuffix("#")
         assert heading in printed.texts[int(number) - 1]
         assert printed.begins[page.anchor] == int(number)
 
@@ -108,7 +109,7 @@ def test_links_lead_into_the_book_or_to_the_web(printed):
 
 def test_an_unknown_page_is_named(site):
     with pytest.raises(ValueError, match="no page of the book is called notebooks/99"):
-        pdf.document(site, ["notebooks/99"])
+        document(site, ["notebooks/99"])
 
 
 @pytest.mark.parametrize("name", ["notebooks/16_choosing", "book/oracles", "exercises/03_self_attention"])
