@@ -28,6 +28,7 @@ DECK = Path(__file__).resolve().parent / "deck"
 EXECUTED = ROOT / "_build" / "jupyter_execute" / "notebooks"  # as the book's build leaves them
 OUT = ROOT / "_build" / "slides"
 LINES = 24  # of a program on one slide
+SHORT = 40  # characters of a first sentence, with which the next one is shown too
 REVEAL, KATEX = ROOT / "node_modules" / "reveal.js" / "dist", ROOT / "node_modules" / "katex" / "dist"
 LIBRARIES = {
     "reveal.css": REVEAL / "reveal.css",
@@ -48,11 +49,14 @@ def unlink(markdown: str) -> str:
     return re.sub(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\((?!https?:)[^)]*\)", r"\1", markdown)
 
 
-def first_sentence(block: str) -> str:
-    """The first sentence, and if it is a label in bold, such as **In one sentence.**, the next one too."""
+def in_front(block: str) -> str:
+    """The first sentence of a paragraph or item, and more while that is short, such as **In one sentence.**"""
     text = re.sub(r" \(exercises? [^)]*\)", "", " ".join(block.split("\n")))
-    parts = SENTENCE.split(text)
-    return " ".join(parts[: 1 + bool(re.fullmatch(r"\*\*[^*]+\*\*", parts[0]))])
+    marker, text = re.fullmatch(r"((?:[-*]|\d+\.) +)?(.*)", text).groups("")
+    first, *more = SENTENCE.split(text)
+    while more and len(re.sub(r"\]\([^)]*\)", "", first)) < SHORT:
+        first += " " + more.pop(0)
+    return marker + first
 
 
 def blocks(markdown: str) -> list[str]:
@@ -69,7 +73,7 @@ def shown(markdown: str) -> str:
             kept.append(block)
         else:
             items = re.split(r"\n(?=(?:[-*]|\d+\.) )", block)
-            kept.append("\n".join(map(first_sentence, items)))
+            kept.append("\n".join(map(in_front, items)))
     return "\n\n".join(kept)
 
 
@@ -99,14 +103,13 @@ def split(output: NotebookNode) -> list[str]:
             row.decompose()
     if "ac-questions" in root["class"]:
         data = root.find("script", type="application/json")
-        found, correct = root.select(".ac-question"), json.loads(data.get_text())["correct"]
         parts = []
-        for i in range(len(found)):
+        for i, answer in enumerate(json.loads(data.get_text())["correct"]):
             one = deepcopy(soup)
-            for j, other in enumerate(one.select(".ac-question")):
-                if j != i:
-                    other.decompose()
-            one.find("script", type="application/json").string = json.dumps({"correct": [correct[i]]})
+            questions = one.select(".ac-question")
+            for other in questions[:i] + questions[i + 1 :]:
+                other.decompose()
+            one.find("script", type="application/json").string = json.dumps({"correct": [answer]})
             parts.append(str(one))
         return parts
     return [str(soup)]
@@ -128,7 +131,8 @@ def slides(notebook: NotebookNode) -> NotebookNode:
             continue
         if cell.cell_type == "markdown":
             if kind != "notes":
-                add(new_markdown_cell(shown(cell.source), id=cell.id), kind)
+                above = "" if titles or kind == "-" else f"{heading}\n\n"
+                add(new_markdown_cell(above + shown(cell.source), id=cell.id), kind)
             add(new_markdown_cell(unlink(cell.source), id=f"{cell.id}-notes"), "notes")
             continue
         if kind != "-":

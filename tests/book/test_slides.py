@@ -25,12 +25,27 @@ def test_every_chapter_has_ten_to_twenty_slides(path):
 @pytest.mark.parametrize(
     ("prose", "on_the_slide"),
     [
-        ("## A\n\nOne. Two [x](y.ipynb).\n\nThree? Four.", "## A\n\nOne.\n\nThree?"),
-        ("**What it costs.** $2GD$ numbers. More.", "**What it costs.** $2GD$ numbers."),
-        ("**Use it** where it helps. More.", "**Use it** where it helps."),
-        ("[Cho et al. 2014](b.md#cho2014) wrote. More.", "Cho et al. 2014 wrote."),
+        (
+            "## A\n\nA sentence that is long enough for a slide. [Two](y.ipynb).",
+            "## A\n\nA sentence that is long enough for a slide.",
+        ),
+        (
+            "Short. The next sentence stands on the slide, too? Not this.",
+            "Short. The next sentence stands on the slide, too?",
+        ),
+        (
+            "**What it costs.** $2GD$ numbers a token and layer. More.",
+            "**What it costs.** $2GD$ numbers a token and layer.",
+        ),
+        (
+            "[Cho et al. 2014](b.md#cho2014) wrote about machine translation. More.",
+            "Cho et al. 2014 wrote about machine translation.",
+        ),
         ("$$\nx. Y\n$$\n\n| a |\n| - |\n| b. C |", "$$\nx. Y\n$$\n\n| a |\n| - |\n| b. C |"),
-        ("- one. Two\n- three ([exercise 1](e.ipynb));", "- one.\n- three;"),
+        (
+            "1. One item of a list, not of the shortest. Two.\n2. three ([exercise 1](e.ipynb));",
+            "1. One item of a list, not of the shortest.\n2. three;",
+        ),
         ("<details><summary>Hint</summary>\n\nHidden.\n\n</details>\n\nSeen.", "Seen."),
     ],
 )
