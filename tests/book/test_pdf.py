@@ -124,3 +124,14 @@ def test_a_single_page_fits_on_paper(browser, address, name):
         .count()
     )
     sheet.close()
+
+
+def test_a_dark_page_is_printed_in_light_colours(browser, address):
+    sheet = browser.new_page(color_scheme="dark")
+    sheet.goto(f"{address}/notebooks/01_bahdanau.html", wait_until="load")
+    seen = sheet.evaluate("""() => ["beforeprint", "afterprint"].map((name) => {
+        dispatchEvent(new Event(name));
+        return document.documentElement.dataset.theme;
+    })""")
+    assert seen == ["light", "dark"]
+    sheet.close()
