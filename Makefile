@@ -1,5 +1,5 @@
 # make book and make test do everything on a fresh machine. TORCH='…' passes pip arguments for torch.
-.PHONY: help setup book serve check lint unit notebooks-run pages test test-all colab exercises matrix claims map guide oracles mutation bench lab publish-dry-run newest clean
+.PHONY: help setup book serve pdf slides check lint unit notebooks-run pages test test-all colab all-slides exercises matrix claims map guide oracles mutation bench lab publish-dry-run newest clean
 .DEFAULT_GOAL := help
 export TORCH PYTHON
 # The work is many small tensors, and it is spread over processes: more threads would only wait for each other.
@@ -27,6 +27,12 @@ book: .venv/book.stamp  ## build the book, and say where to open it
 serve: book  ## build the book and serve it on this machine
 	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
+pdf: .venv/test.stamp book  ## print the whole book into _build/attncourse.pdf (some minutes)
+	@$(BIN)/python -m scripts.pdf
+
+slides: book  ## make slides of every chapter, in _build/slides
+	@$(BIN)/python scripts/slides.py
+
 lint: .venv/test.stamp
 	$(call say,Lint)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(NARROW) --check notebooks solutions
@@ -53,11 +59,15 @@ test:  ## everything that CI runs
 	@$(MAKE) --no-print-directory pages
 	$(call say,All checks passed$(shell [ "$$(id -u)" = 0 ] || echo " but those of isolation level B: sudo $(PYTEST) tests/grading"))
 
-test-all: test colab  ## before a release: everything, the slow checks too
+test-all: test colab all-slides  ## before a release: everything, the slow checks too
 
 colab: .venv/test.stamp  ## run every notebook as Colab would, and grade what Colab saves
 	$(call say,Every notebook as in Colab)
 	@$(BIN)/python -m scripts.colab_check
+
+all-slides: .venv/test.stamp book
+	$(call say,The slides of every chapter in a browser)
+	@SLIDES=all $(PYTEST) -m browser -n 2 tests/book/test_slides.py
 
 exercises: .venv/test.stamp  ## put the set-up cell in, format, and make exercises/ from solutions/
 	@$(BIN)/python -m scripts.setup_cell

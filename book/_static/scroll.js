@@ -37,3 +37,9 @@ const marked = new ResizeObserver((entries) => {
 for (const box of document.querySelectorAll("article .ac-scroll")) {
   for (const node of [box, ...box.children]) marked.observe(node);
 }
+
+// Paper is white: a page that is dark on the screen is printed in the light theme.
+const pageData = document.documentElement.dataset;
+let themeOnScreen;
+addEventListener("beforeprint", () => ([themeOnScreen, pageData.theme] = [pageData.theme, "light"]));
+addEventListener("afterprint", () => (pageData.theme = themeOnScreen));
