@@ -1,4 +1,4 @@
-"""Grade one submission as Gradescope wants it: from submission/ to results/results.json, by `attncourse grade`.
+"""Grade one submission as Gradescope wants it: from submission/ to results/results.json, as `attncourse grade` does.
 
 Run by the autograder's `run_autograder`. What is wrong with a submission becomes a result that tells the student so;
 what is wrong with the autograder becomes none, and exit status 1, so that nobody gets points or zero by accident.
@@ -8,13 +8,16 @@ import json
 import os
 import shutil
 import stat
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from attncourse.grading.bundle import KEY_NAME
+from attncourse.grading.classroom import InThisProcess, assigned_work, grade_class
+from attncourse.grading.gradebook import Adjustments, marks
+from attncourse.grading.intake import IntakeError, find_submissions
 from attncourse.grading.key import Key, KeyFileError
+from attncourse.grading.results import of_student
 
 ISOLATION = "auto"  # level A where the machine allows it, else B
 MAX_FILES = 200  # notebooks that are looked at
@@ -28,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="attncourse-gradescope-") as name:
             results = _graded(root, Path(name), isolation)
-    except (OSError, KeyFileError, RuntimeError) as error:
+    except (OSError, KeyFileError, IntakeError, RuntimeError) as error:
         print(f"The autograder failed, not the submission: {error}", file=sys.stderr)
         return 1
     place = root / "results" / "results.json"
@@ -39,22 +42,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _graded(root: Path, work: Path, isolation: str) -> dict:
-    """The submission's results. Raises RuntimeError where the machine cannot grade."""
-    key = root / "source" / KEY_NAME
-    assignment = Key.open(key).assignment()
-    if not _collect(root / "submission", work / "class" / STUDENT):
+def _graded(root: Path, place: Path, isolation: str) -> dict:
+    """The submission's results. place: an empty folder. Raises RuntimeError where the machine cannot grade."""
+    key = Key.open(root / "source" / KEY_NAME)
+    assignment = key.assignment()
+    shown = {"visibility": "visible", "stdout_visibility": "hidden"}
+    if not _collect(root / "submission", place / "class" / STUDENT):
         told = "There is no notebook (.ipynb) in what you handed in."
         tests = [{"name": item.id, "score": 0, "max_score": item.points} for item in assignment.exercises]
-        return {"score": 0, "output": told, "tests": tests, "visibility": "visible", "stdout_visibility": "hidden"}
-    command = [sys.executable, "-m", "attncourse.cli", "grade", str(work / "class"), "--key", str(key)]
-    command += ["--assignment", assignment.id, "--isolation", isolation, "--workers", "1", "--out", str(work / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    found = sorted((work / "out" / "results").glob("*.json"))
-    if done.returncode or len(found) != 1:
-        raise RuntimeError(done.stderr.strip() or done.stdout.strip() or "attncourse grade wrote no results")
-    results = json.loads(found[0].read_text("utf-8"))
-    return results | {"visibility": "visible", "stdout_visibility": "hidden"}
+        return {"score": 0, "output": told, "tests": tests} | shown
+    work, submissions, private = assigned_work(key, assignment), find_submissions(place / "class"), [place, key.path]
+    graded = grade_class(submissions, work, place, level=isolation, private=private, pool=InThisProcess)
+    if len(graded) != 1 or graded[0].failed:
+        raise RuntimeError(graded[0].failed if graded else "no submission was found")
+    (mark,) = marks(graded, work, Adjustments()).values()
+    return of_student(graded[0], mark) | shown
 
 
 def _collect(submission: Path, folder: Path) -> int:

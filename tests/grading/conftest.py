@@ -1,12 +1,16 @@
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from attncourse.checks import exercises
+from attncourse.grading import bundle
 from attncourse.grading.examiner import Exam, Times, Workers, grade
+from attncourse.grading.handout import course_folder
 from tests.conftest import ROOT_ONLY
 
+ROOT = Path(__file__).parents[2]
 QUICK = Times(cell=3.0, exercise=3.0, submission=40.0)  # for what never ends
 PATIENT = Times(cell=20.0, exercise=20.0, submission=60.0)  # a busy machine takes no points away
 
@@ -34,6 +38,14 @@ def bare_workers(exam):
     skip_unless_root()
     with Workers(exam.given, "B", extra=False) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def built_wheel(tmp_path_factory):
+    """The package's wheel, built once as `assign` builds it, and what the checkout holds that it did not before."""
+    before = set(ROOT.iterdir())
+    wheel = bundle.build_wheel(course_folder(), tmp_path_factory.mktemp("wheel"))
+    return wheel, set(ROOT.iterdir()) - before
 
 
 def skip_unless_root():

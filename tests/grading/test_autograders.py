@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from attncourse.grading import bundle, gradescope
+from attncourse.grading import gradescope
 from attncourse.grading.assign import Question, assign
-from attncourse.grading.handout import course_folder
 from attncourse.grading.key import Key
 from tests.grading.leaks import leaks
 
@@ -28,7 +27,7 @@ UNSHARE = {"x86_64": (0xC000003E, 272), "aarch64": (0xC00000B7, 97)}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, built_wheel):
     folder = tmp_path_factory.mktemp("course")
     return assign(
         ["gqa", "positions/rotary_scores"],
@@ -37,7 +36,7 @@ def made(tmp_path_factory):
         folder / "out",
         variants=True,
         questions=[Question("essay", "Why?", 4.0)],
-        wheel=bundle.build_wheel(course_folder(), tmp_path_factory.mktemp("wheel")),
+        wheel=built_wheel[0],
     )
 
 
