@@ -204,6 +204,7 @@ def run_class(options: argparse.Namespace) -> int:
         submissions = find_submissions(options.submissions[0], leave_out=out)
         work = classroom.assigned_work(key, assignment) if key else classroom.work_found(submissions, options.title)
         with classroom.alone_in(out):
+            gradebook.keep_to(out, work)
             adjusted = out / "adjustments.csv"
             gradebook.write_template(adjusted, submissions, work)
             given = gradebook.read_adjustments(adjusted, work)

@@ -459,6 +459,10 @@ def _graded(submission: Submission, records: Sequence[dict], work: Work, new: bo
     problems = [book.problem for book in submission.notebooks if book.problem]
     if not records and any(book.cells is not None for book in submission.notebooks):
         problems.append("No exercise of this assignment is in what was handed in")
+    elif records and not problems and not failed:
+        chapters = dict.fromkeys(a.id.split("/")[0] for a in work.exercises)
+        there = {id.split("/")[0] for id in found}
+        problems += [f"No exercise of {name} is in what was handed in" for name in chapters if name not in there]
     return Graded(
         submission,
         tuple(found.get(a.id) or blank[a.id] for a in work.exercises),

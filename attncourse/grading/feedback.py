@@ -292,8 +292,8 @@ def _attention(
         items += [f"{student}: {prose(problem)}" for problem in item.problems[:3]]
         items += [f"{student}: could not be graded. {prose(item.failed)}"] if item.failed else []
         items += [f"{student}: left behind what was removed: {text(item.left)}."] if item.left else []
-        if item.submission.older:
-            items.append(f"{student}: a later attempt counts, not {text(', '.join(item.submission.older))}.")
+    if again := [link(item) for item in graded if item.submission.older]:
+        items.append(f"{len(again)} handed in more than once, and the latest counts: {'; '.join(again)}.")
     if waiting := sum(mark.waiting for mark in given.values()):
         wait = "answer waits" if waiting == 1 else "answers wait"
         items.append(f"{waiting} {wait} for points by hand, in <code>adjustments.csv</code>.")
@@ -340,8 +340,11 @@ def text(words: object) -> str:
 
 
 def prose(words: str) -> str:
-    """Escaped text, with `backquoted` parts as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text(words))
+    """Escaped text, with `backquoted` parts as code, and *starred* words stressed."""
+    parts = re.split(r"`([^`]+)`", text(words))
+    parts[::2] = (re.sub(r"(?<![\w*])\*(\w+(?: \w+)*)\*(?![\w*])", r"<em>\1</em>", part) for part in parts[::2])
+    parts[1::2] = (f"<code>{part}</code>" for part in parts[1::2])
+    return "".join(parts)
 
 
 @cache

@@ -187,7 +187,10 @@ def test_each_chapter_is_graded_in_its_own_notebook(tmp_path):
     graded = grade_class(submissions, found, tmp_path / "out", pool=Inline)
     assert {item.points for item in graded} == {found.possible}
     (folder / "02.ipynb").unlink()
-    assert [job.chapter[0].id.split("/")[0] for job in plan(find_submissions(tmp_path)[0], found, "A")] == ["bahdanau"]
+    submissions = find_submissions(tmp_path, leave_out=tmp_path / "out")
+    assert [job.chapter[0].id.split("/")[0] for job in plan(submissions[0], found, "A")] == ["bahdanau"]
+    ann, bob = grade_class(submissions, found, tmp_path / "out", pool=Inline)
+    assert ann.problems == ("No exercise of luong is in what was handed in",) and not bob.problems and not ann.new
 
 
 def test_without_a_key_a_stray_notebook_does_not_change_the_assignment(first, tmp_path):
@@ -383,7 +386,7 @@ def test_the_command_says_one_line_a_student_and_writes_everything(capsys, grade
     assert "   0/13  eve: eve.ipynb is not whole JSON: the file is empty" in out
     assert len(out) == 1 + len(FILES) + 2 and out[-1].startswith("Written: ")
     assert sorted(path.name for path in graded_once.iterdir()) == [
-        *(".lock", "adjustments.csv", "feedback", "gradebook.csv", "records", "results", "summary.html"),
+        *(".assignment", ".lock", "adjustments.csv", "feedback", "gradebook.csv", "records", "results", "summary.html"),
     ]
     table = (graded_once / "gradebook.csv").read_text("utf-8").splitlines()
     assert table[:3] == [

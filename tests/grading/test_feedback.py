@@ -11,7 +11,7 @@ from attncourse.checks.judge import Difference, Verdict
 from attncourse.checks.report import HEADINGS
 from attncourse.grading import classroom, results
 from attncourse.grading.classroom import Graded, Work, grade_class
-from attncourse.grading.feedback import class_page, mistakes_of, page_name, student_page
+from attncourse.grading.feedback import class_page, mistakes_of, page_name, prose, student_page
 from attncourse.grading.gradebook import Adjustments, Mark, marks
 from attncourse.grading.intake import Notebook, Submission
 from attncourse.grading.key import Assigned, Assignment, Key
@@ -105,6 +105,11 @@ def test_a_mistake_in_a_variant_comes_with_what_this_copy_asks_for():
     assert (
         "bahdanau/masked_softmax , variant forbid" in Page(class_page([item], work(), marked([item], work()), ())).text
     )
+
+
+def test_prose_has_code_and_stress_and_leaves_products_alone():
+    assert prose("keys *before* it, `a *b* c`") == "keys <em>before</em> it, <code>a *b* c</code>"
+    assert prose("2 * 3 * 4, f(*args, **more), a*b*c") == "2 * 3 * 4, f(*args, **more), a*b*c"
 
 
 def test_every_kind_of_verdict_has_a_page():
@@ -263,7 +268,7 @@ def test_the_summary_says_what_needs_attention():
     for words in (
         "who is missing is not known",
         "ann : x.ipynb is not whole JSON",
-        "ann : a later attempt counts, not old.ipynb",
+        "1 handed in more than once, and the latest counts: ann .",
         "bob : could not be graded. no memory",
         "2 answers wait for points by hand",
         "level C",
