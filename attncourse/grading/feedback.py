@@ -140,7 +140,8 @@ def _questions(work: Work, mark: Mark) -> str:
     rows = []
     for question in work.questions:
         points = mark.manual[question["id"]]
-        said = "not graded yet" if points is None else f"{plain(points)} of {plain(question['points'])} points"
+        ungraded = "not answered" if question["id"] in mark.unanswered else "not graded yet"
+        said = ungraded if points is None else f"{plain(points)} of {plain(question['points'])} points"
         rows.append(f'<li><span>{text(question["title"])} <span class="dim">· {said}</span></span></li>')
     return f'<ul class="plain">{"".join(rows)}</ul>'
 

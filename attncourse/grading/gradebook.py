@@ -56,17 +56,20 @@ class Adjustments:
 
 @dataclass(frozen=True)
 class Mark:
-    """What a student gets. points: None if excused; notes: what was adjusted, for the student to read."""
+    """What a student gets. points: None if excused; notes: what was adjusted, for the student to read; unanswered: ids
+    of questions below which the student wrote nothing."""
 
     points: float | None
     exercises: Mapping[str, float]
     manual: Mapping[str, float | None]
     notes: tuple[str, ...] = ()
+    unanswered: frozenset[str] = frozenset()
 
     @property
     def waiting(self) -> int:
         """How many answers are still to be graded by hand: none of someone excused."""
-        return 0 if self.points is None else sum(points is None for points in self.manual.values())
+        ungraded = {id for id, points in self.manual.items() if points is None}
+        return 0 if self.points is None else len(ungraded - self.unanswered)
 
 
 def read_adjustments(path: Path, work: Work) -> Adjustments:

@@ -201,6 +201,15 @@ def test_without_a_key_a_stray_notebook_does_not_change_the_assignment(first, tm
         work_found([])
 
 
+def test_without_a_key_the_class_has_the_variant_that_most_notebooks_name(tmp_path):
+    call = 'def repeat_kv(x, n_repeats):\n    ...\ncheck("gqa/repeat_kv", repeat_kv{})'
+    published, tiled, unknown = (notebook([call.format(end)]) for end in ("", ', "tiled"', ', "no such"'))
+    for files, variant in (([tiled, tiled, published], "tiled"), ([tiled, unknown, published], None)):
+        folder = fill(tmp_path / str(variant), dict(zip(("ann", "bob", "cyd"), files, strict=True)))
+        found = {assigned.id: assigned.variant for assigned in work_found(find_submissions(folder)).exercises}
+        assert found.pop("gqa/repeat_kv") == variant and set(found.values()) == {None}
+
+
 def test_a_second_run_at_once_is_kept_out(tmp_path):
     with alone_in(tmp_path), pytest.raises(ClassError, match=rf"process {os.getpid()}.*--out DIR"), alone_in(tmp_path):
         pass
