@@ -146,6 +146,11 @@ def _questions(work: Work, mark: Mark) -> str:
     return f'<ul class="plain">{"".join(rows)}</ul>'
 
 
+def _breakable(id: str) -> str:
+    """An exercise's id, which a narrow column breaks after its slash and between its words."""
+    return re.sub(r"([/_])", r"\1<wbr>", text(id))
+
+
 def _points(e: Mapping, mark: Mark) -> str:
     possible = e["possible"]
     said = f"{plain(mark.exercises[e['id']])} of {plain(possible)} point{'s' if possible != 1 else ''}"
@@ -250,7 +255,7 @@ def _per_exercise(graded: Sequence[Graded], work: Work) -> str:
         said += [f'<li class="dim">{n} × {what}</li>' for what, n in sorted(unnamed.items()) if what]
         title = text(answers[0]["title"]) if answers else ""
         rows.append(
-            f'<tr><th scope="row">{title}<br><code class="dim">{text(assigned.id)}</code></th>'
+            f'<tr><th scope="row">{title}<br><code class="dim">{_breakable(assigned.id)}</code></th>'
             f'<td>{_share(right, wrong, untried)}</td><td data-of="right">{right}</td>'
             f'<td data-of="not right">{wrong}</td><td data-of="not attempted">{untried}</td>'
             f"<td><ul>{''.join(said)}</ul></td></tr>"

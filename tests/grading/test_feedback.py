@@ -23,7 +23,7 @@ ASSIGNED = tuple(Assigned(e.id, None, e.points) for e in exercises("bahdanau"))
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>'\"&\x1b[31m\u202e"
 ALLOWED = {
     *("html", "head", "meta", "title", "style", "body", "main", "header", "article", "div", "h1", "h2", "h3", "p", "a"),
-    *("span", "strong", "em", "code", "br", "ul", "ol", "li", "table", "thead", "tbody", "tr", "th", "td"),
+    *("span", "strong", "em", "code", "br", "wbr", "ul", "ol", "li", "table", "thead", "tbody", "tr", "th", "td"),
 }
 
 
@@ -42,14 +42,16 @@ class Page(HTMLParser):
         assert tag in ALLOWED, tag
         assert not [name for name, _ in attributes if name.startswith("on") or name in ("src", "srcset")], attributes
         self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "wbr"):
             self._open.append(tag)
 
     def handle_endtag(self, tag):
         assert self._open.pop() == tag
 
     def handle_data(self, data):
-        if self._open and self._open[-1] != "style":
+        if self.tags and self.tags[-1][0] == "wbr" and self.words:  # nothing parts these words
+            self.words[-1] += data
+        elif self._open and self._open[-1] != "style":
             self.words.append(data)
 
 
