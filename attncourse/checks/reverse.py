@@ -77,7 +77,7 @@ def _call(candidate: Candidate, arguments: Sequence[Any], named: Mapping[str, An
     too_large = any(t.dim() > MAX_AXES or max(t.shape, default=0) > MAX_AXIS for t in tensors)
     if too_large or sum(math.prod(max(1, n) for n in t.shape) for t in tensors) > MAX_NUMBERS:
         raise compute.CandidateRaised(
-            f"inputs are limited to {MAX_AXES} axes, {MAX_AXIS} along an axis and {MAX_NUMBERS} numbers in all"
+            f"inputs are limited to {MAX_AXIS} along an axis, {MAX_AXES} axes and {MAX_NUMBERS} numbers in all"
         )
     try:
         return candidate.implementation(*map(_copy, arguments), **{name: _copy(v) for name, v in named.items()})

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -101,7 +100,7 @@ def _exam(made: dict[tuple[int, ...], "Exam"], chosen: list["Task"], seeds: tupl
 
 def _read(path: Path) -> tuple[list[str], list["Task"]]:
     """The code cells of a notebook, and the exercises in it; NotebookError says why there are none."""
-    from attncourse.grading.examiner import exercises_in
+    from attncourse.grading.examiner import exercises_in, variant_in
     from attncourse.grading.notebook import NotebookError, code_cells
 
     try:
@@ -114,14 +113,8 @@ def _read(path: Path) -> tuple[list[str], list["Task"]]:
         raise NotebookError(str(error)) from None
     if not (chosen := exercises_in(cells)):
         raise NotebookError(f"{path.name} has no exercise of this course in it")
-    return cells, [_in_this_copy(task, cells) for task in chosen]
-
-
-def _in_this_copy(task: "Task", cells: list[str]) -> "Task":
-    """The exercise under the variant that the notebook's own `check` names, as an instructor's copy does."""
-    call = re.compile(rf"""check\(\s*["']{re.escape(task.id)}["']\s*,\s*\w+\s*,\s*["'](\w+)["']""")
-    named = next(filter(None, map(call.search, cells)), None)
-    return task.variant(named[1]) if named and named[1] in getattr(task, "variants", ()) else task
+    named = [variant_in(task, cells) for task in chosen]
+    return cells, [task.variant(name) if name else task for task, name in zip(chosen, named, strict=True)]
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -204,6 +197,7 @@ def run_class(options: argparse.Namespace) -> int:
         submissions = find_submissions(options.submissions[0], leave_out=out)
         work = classroom.assigned_work(key, assignment) if key else classroom.work_found(submissions, options.title)
         with classroom.alone_in(out):
+            gradebook.keep_to(out, work)
             adjusted = out / "adjustments.csv"
             gradebook.write_template(adjusted, submissions, work)
             given = gradebook.read_adjustments(adjusted, work)

@@ -45,6 +45,11 @@ def answer_to(question: Question, submission: Submission, questions: Sequence[Qu
     return Answer(whole[:MAX_TEXT], ", ".join(found) if cut else "")
 
 
+def unanswered(questions: Sequence[Question], submission: Submission) -> frozenset[str]:
+    """The ids of the questions below which nothing was written. One that was not found is none of them."""
+    return frozenset(q["id"] for q in questions if answer_to(q, submission, questions).text == "")
+
+
 def _pattern(question: Question) -> re.Pattern:
     """What finds a question's text, however its lines are broken."""
     return re.compile(r"\s+".join(map(re.escape, _text(question).split())))
@@ -126,7 +131,8 @@ def _card(item: Graded, question: Question, answer: Answer, mark: Mark) -> str:
     if answer.cut:
         said += f'<p class="dim">Cut after {MAX_TEXT} characters; the rest is in {text(answer.cut)}.</p>'
     points = mark.manual[question["id"]]
-    given = "no points yet" if points is None else f"{plain(points)} of {_of(question)}"
+    none_yet = "0, unless you say otherwise" if answer.text == "" else "no points yet"
+    given = none_yet if points is None else f"{plain(points)} of {_of(question)}"
     given = "excused" if mark.points is None else given
     return (
         f'<article class="answer"><h3>{link(item)}</h3>'

@@ -27,7 +27,7 @@ import attncourse
 from attncourse.checks import exercise
 from attncourse.checks.judge import SEEDS, Verdict
 from attncourse.grading import isolation
-from attncourse.grading.examiner import Exam, Grade, Workers, exercises_in, grade, refuse_open
+from attncourse.grading.examiner import Exam, Grade, Workers, exercises_in, grade, refuse_open, variant_in
 from attncourse.grading.intake import Notebook, Submission
 from attncourse.grading.key import Assigned, Assignment, Key
 from attncourse.grading.telling import tell
@@ -64,19 +64,27 @@ def assigned_work(key: Key, assignment: Assignment) -> Work:
 
 
 def work_found(submissions: Iterable[Submission], title: str | None = None) -> Work:
-    """Without a key: the chapters that half of the students' notebooks are about, or else all that are found."""
+    """Without a key: the chapters that half of the students' notebooks are about, or else all that are found.
+
+    An exercise is in the variant that most of its notebooks name.
+    """
     counts: Counter[str] = Counter()
+    variants: dict[str, Counter[str | None]] = {}
     tasks, students = {}, 0
     for submission in submissions:
-        found = [task for book in submission.notebooks if book.cells for task in exercises_in(book.cells)]
+        books = [(book.cells, exercises_in(book.cells)) for book in submission.notebooks if book.cells]
+        found = [task for _, some in books for task in some]
         tasks |= {task.id: task for task in found}
+        for cells, some in books:
+            for task in some:
+                variants.setdefault(task.id, Counter())[variant_in(task, cells)] += 1
         counts.update({task.chapter for task in found})
         students += bool(found)
     if not counts:
         raise ClassError("no notebook has an exercise of this course in it")
     chapters = {chapter for chapter, n in counts.items() if 2 * n >= students} or set(counts)
     chosen = sorted((task for task in tasks.values() if task.chapter in chapters), key=lambda task: task.chapter)
-    exercises = tuple(Assigned(task.id, None, task.points) for task in chosen)
+    exercises = tuple(Assigned(task.id, variants[task.id].most_common(1)[0][0], task.points) for task in chosen)
     return Work(title or ", ".join(sorted(chapters)), exercises, {task.id: SEEDS for task in chosen}, False)
 
 
@@ -459,6 +467,10 @@ def _graded(submission: Submission, records: Sequence[dict], work: Work, new: bo
     problems = [book.problem for book in submission.notebooks if book.problem]
     if not records and any(book.cells is not None for book in submission.notebooks):
         problems.append("No exercise of this assignment is in what was handed in")
+    elif records and not problems and not failed:
+        chapters = dict.fromkeys(a.id.split("/")[0] for a in work.exercises)
+        there = {id.split("/")[0] for id in found}
+        problems += [f"No exercise of {name} is in what was handed in" for name in chapters if name not in there]
     return Graded(
         submission,
         tuple(found.get(a.id) or blank[a.id] for a in work.exercises),

@@ -449,3 +449,10 @@ def exercises_in(cells: Iterable[str]) -> list[Task]:
         e.chapter for e in exercises() if f'"{e.id}"' in text or f"'{e.id}'" in text or f" {e.defines}(" in text
     }
     return [exercise for exercise in exercises() if exercise.chapter in chapters]
+
+
+def variant_in(task: Task, cells: Iterable[str]) -> str | None:
+    """The variant of an exercise that the notebook's own `check` names, as an instructor's copy does."""
+    call = re.compile(rf"""check\(\s*["']{re.escape(task.id)}["']\s*,\s*\w+\s*,\s*["'](\w+)["']""")
+    named = next(filter(None, map(call.search, cells)), None)
+    return named[1] if named and named[1] in getattr(task, "variants", ()) else None

@@ -140,9 +140,15 @@ def _questions(work: Work, mark: Mark) -> str:
     rows = []
     for question in work.questions:
         points = mark.manual[question["id"]]
-        said = "not graded yet" if points is None else f"{plain(points)} of {plain(question['points'])} points"
+        ungraded = "not answered" if question["id"] in mark.unanswered else "not graded yet"
+        said = ungraded if points is None else f"{plain(points)} of {plain(question['points'])} points"
         rows.append(f'<li><span>{text(question["title"])} <span class="dim">· {said}</span></span></li>')
     return f'<ul class="plain">{"".join(rows)}</ul>'
+
+
+def _breakable(id: str) -> str:
+    """An exercise's id, which a narrow column breaks after its slash and between its words."""
+    return re.sub(r"([/_])", r"\1<wbr>", text(id))
 
 
 def _points(e: Mapping, mark: Mark) -> str:
@@ -249,7 +255,7 @@ def _per_exercise(graded: Sequence[Graded], work: Work) -> str:
         said += [f'<li class="dim">{n} × {what}</li>' for what, n in sorted(unnamed.items()) if what]
         title = text(answers[0]["title"]) if answers else ""
         rows.append(
-            f'<tr><th scope="row">{title}<br><code class="dim">{text(assigned.id)}</code></th>'
+            f'<tr><th scope="row">{title}<br><code class="dim">{_breakable(assigned.id)}</code></th>'
             f'<td>{_share(right, wrong, untried)}</td><td data-of="right">{right}</td>'
             f'<td data-of="not right">{wrong}</td><td data-of="not attempted">{untried}</td>'
             f"<td><ul>{''.join(said)}</ul></td></tr>"
@@ -292,8 +298,8 @@ def _attention(
         items += [f"{student}: {prose(problem)}" for problem in item.problems[:3]]
         items += [f"{student}: could not be graded. {prose(item.failed)}"] if item.failed else []
         items += [f"{student}: left behind what was removed: {text(item.left)}."] if item.left else []
-        if item.submission.older:
-            items.append(f"{student}: a later attempt counts, not {text(', '.join(item.submission.older))}.")
+    if again := [link(item) for item in graded if item.submission.older]:
+        items.append(f"{len(again)} handed in more than once, and the latest counts: {'; '.join(again)}.")
     if waiting := sum(mark.waiting for mark in given.values()):
         wait = "answer waits" if waiting == 1 else "answers wait"
         items.append(f"{waiting} {wait} for points by hand, in <code>adjustments.csv</code>.")
@@ -340,8 +346,11 @@ def text(words: object) -> str:
 
 
 def prose(words: str) -> str:
-    """Escaped text, with `backquoted` parts as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text(words))
+    """Escaped text, with `backquoted` parts as code, and *starred* words stressed."""
+    parts = re.split(r"`([^`]+)`", text(words))
+    parts[::2] = (re.sub(r"(?<![\w*])\*(\w+(?: \w+)*)\*(?![\w*])", r"<em>\1</em>", part) for part in parts[::2])
+    parts[1::2] = (f"<code>{part}</code>" for part in parts[1::2])
+    return "".join(parts)
 
 
 @cache

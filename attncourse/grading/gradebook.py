@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attncourse.grading.classroom import Graded, Work
+from attncourse.grading.classroom import Graded, Work, write_whole
 from attncourse.grading.intake import Submission, printable
 
 CANVAS = ("Student", "ID", "SIS User ID", "SIS Login ID", "Section")
@@ -56,17 +56,20 @@ class Adjustments:
 
 @dataclass(frozen=True)
 class Mark:
-    """What a student gets. points: None if excused; notes: what was adjusted, for the student to read."""
+    """What a student gets. points: None if excused; notes: what was adjusted, for the student to read; unanswered: ids
+    of questions below which the student wrote nothing."""
 
     points: float | None
     exercises: Mapping[str, float]
     manual: Mapping[str, float | None]
     notes: tuple[str, ...] = ()
+    unanswered: frozenset[str] = frozenset()
 
     @property
     def waiting(self) -> int:
         """How many answers are still to be graded by hand: none of someone excused."""
-        return 0 if self.points is None else sum(points is None for points in self.manual.values())
+        ungraded = {id for id, points in self.manual.items() if points is None}
+        return 0 if self.points is None else len(ungraded - self.unanswered)
 
 
 def read_adjustments(path: Path, work: Work) -> Adjustments:
@@ -131,6 +134,22 @@ def _number(text: str) -> float | None:
     """A number as people write it: 7, 7.5, 7,5 or 10 %."""
     text = text.strip().removesuffix("%").strip().replace(",", ".")
     return float(text) if re.fullmatch(r"-?\d+(\.\d+)?", text, re.ASCII) else None
+
+
+def keep_to(out: Path, work: Work) -> None:
+    """Note in `out` whose grades it holds. Raises GradebookError where they are another assignment's.
+
+    Its adjustments would count here too: `question-1` is a question of both. Without a key the title follows from what
+    was handed in, and is not compared.
+    """
+    note, name = out / ".assignment", work.title if work.hidden else ""
+    if not note.exists():
+        return write_whole(note, name)
+    if (before := note.read_text("utf-8")) == name:
+        return
+    held = f"the grades of {before!r}" if before else "grades made without a key"
+    asked = f"this is {name!r}" if name else "without --key others would come"
+    raise GradebookError(f"{out} holds {held}, and {asked}; name another folder, --out DIR, or the right key")
 
 
 def write_template(path: Path, submissions: Iterable[Submission], work: Work) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attncourse.grading import feedback, results
-from attncourse.grading.answers import answers_page
+from attncourse.grading.answers import answers_page, unanswered
 from attncourse.grading.classroom import Graded, Work, write_whole
 from attncourse.grading.gradebook import Adjustments, Filled, Mark, fill_gradebook, marks, new_gradebook
 
@@ -28,6 +28,8 @@ def publish(
 ) -> Published:
     """Write everything that is for people into `out`. export: the instructor's gradebook, as Canvas exported it."""
     given = marks(graded, work, adjusted)
+    for who in (item.submission for item in graded if work.questions):
+        given[who.student] = replace(given[who.student], unanswered=unanswered(work.questions, who))
     filled = fill_gradebook(export, graded, work, given) if export else None
     if filled:
         graded = [_named(item, filled.names) for item in graded]

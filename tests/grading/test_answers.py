@@ -142,7 +142,7 @@ def test_the_page_shows_each_answer_with_its_row_and_points():
     assert "2.5 of 3 points · row manual,ann,why, Sum" in page.text
     away = Adjustments(excused={"cyd"})
     assert Page(answers_page(items, asked, marks(items, asked, away))).text.count("excused") == 2
-    assert "no points yet · row manual,'=bob,why, Not answered." in page.text
+    assert "0, unless you say otherwise · row manual,'=bob,why, Not answered." in page.text
     assert "Not found: the question is not in what was handed in." in page.text
     assert "Not found: d.ipynb is not whole JSON." in page.text
     assert (
@@ -194,6 +194,20 @@ def test_a_changed_answer_is_shown_without_grading_the_code_again(tmp_path, monk
         assert f"Written: {out}/summary.html, {out}/answers.html, {out}/gradebook.csv" in capsys.readouterr().out
     assert 'href="answers.html"' in (out / "summary.html").read_text("utf-8")
     assert find_submissions(folder)[0].notebooks[0].cells == tuple(SOLVED)
+
+
+def test_only_what_was_written_waits_for_points(tmp_path):
+    items = [answered(*handed_in("Because."), name="ann"), answered(*handed_in(), name="bob"), answered(name="cyd")]
+    marks_given = publish(tmp_path, items, work(questions=ASKED), Adjustments()).marks
+    assert [marks_given[name].unanswered for name in ("ann", "bob", "cyd")] == [{"how"}, {"why", "how"}, set()]
+    assert [marks_given[name].waiting for name in ("ann", "bob", "cyd")] == [1, 0, 2]
+    assert "3 answers wait" in (tmp_path / "summary.html").read_text("utf-8")
+    pages = [(tmp_path / "feedback" / f"{name}.html").read_text("utf-8") for name in ("ann", "bob", "cyd")]
+    assert [(page.count("· not answered"), page.count("· not graded yet")) for page in pages] == [
+        (1, 1),
+        (2, 0),
+        (0, 2),
+    ]
 
 
 def test_without_questions_there_is_no_such_page(tmp_path):

@@ -187,7 +187,10 @@ def test_each_chapter_is_graded_in_its_own_notebook(tmp_path):
     graded = grade_class(submissions, found, tmp_path / "out", pool=Inline)
     assert {item.points for item in graded} == {found.possible}
     (folder / "02.ipynb").unlink()
-    assert [job.chapter[0].id.split("/")[0] for job in plan(find_submissions(tmp_path)[0], found, "A")] == ["bahdanau"]
+    submissions = find_submissions(tmp_path, leave_out=tmp_path / "out")
+    assert [job.chapter[0].id.split("/")[0] for job in plan(submissions[0], found, "A")] == ["bahdanau"]
+    ann, bob = grade_class(submissions, found, tmp_path / "out", pool=Inline)
+    assert ann.problems == ("No exercise of luong is in what was handed in",) and not bob.problems and not ann.new
 
 
 def test_without_a_key_a_stray_notebook_does_not_change_the_assignment(first, tmp_path):
@@ -196,6 +199,15 @@ def test_without_a_key_a_stray_notebook_does_not_change_the_assignment(first, tm
     assert {a.id.split("/")[0] for a in work_found(submissions).exercises} == {"bahdanau"}
     with pytest.raises(ClassError, match="no notebook has an exercise"):
         work_found([])
+
+
+def test_without_a_key_the_class_has_the_variant_that_most_notebooks_name(tmp_path):
+    call = 'def repeat_kv(x, n_repeats):\n    ...\ncheck("gqa/repeat_kv", repeat_kv{})'
+    published, tiled, unknown = (notebook([call.format(end)]) for end in ("", ', "tiled"', ', "no such"'))
+    for files, variant in (([tiled, tiled, published], "tiled"), ([tiled, unknown, published], None)):
+        folder = fill(tmp_path / str(variant), dict(zip(("ann", "bob", "cyd"), files, strict=True)))
+        found = {assigned.id: assigned.variant for assigned in work_found(find_submissions(folder)).exercises}
+        assert found.pop("gqa/repeat_kv") == variant and set(found.values()) == {None}
 
 
 def test_a_second_run_at_once_is_kept_out(tmp_path):
@@ -383,7 +395,7 @@ def test_the_command_says_one_line_a_student_and_writes_everything(capsys, grade
     assert "   0/13  eve: eve.ipynb is not whole JSON: the file is empty" in out
     assert len(out) == 1 + len(FILES) + 2 and out[-1].startswith("Written: ")
     assert sorted(path.name for path in graded_once.iterdir()) == [
-        *(".lock", "adjustments.csv", "feedback", "gradebook.csv", "records", "results", "summary.html"),
+        *(".assignment", ".lock", "adjustments.csv", "feedback", "gradebook.csv", "records", "results", "summary.html"),
     ]
     table = (graded_once / "gradebook.csv").read_text("utf-8").splitlines()
     assert table[:3] == [
@@ -458,11 +470,11 @@ def test_stopping_a_class_leaves_no_process(first, work, tmp_path):
         if item.new:
             raise KeyboardInterrupt
 
-    before = children(os.getpid())
+    before, handler = children(os.getpid()), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         grade_class(submissions, work, tmp_path, workers=1, told=stop)
     end = time.monotonic() + 10
     while (left := {name_of(pid) for pid in alive(children(os.getpid()) - before)} - {""}) and time.monotonic() < end:
         time.sleep(0.02)
     assert not left
-    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is handler

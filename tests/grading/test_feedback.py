@@ -11,7 +11,7 @@ from attncourse.checks.judge import Difference, Verdict
 from attncourse.checks.report import HEADINGS
 from attncourse.grading import classroom, results
 from attncourse.grading.classroom import Graded, Work, grade_class
-from attncourse.grading.feedback import class_page, mistakes_of, page_name, student_page
+from attncourse.grading.feedback import class_page, mistakes_of, page_name, prose, student_page
 from attncourse.grading.gradebook import Adjustments, Mark, marks
 from attncourse.grading.intake import Notebook, Submission
 from attncourse.grading.key import Assigned, Assignment, Key
@@ -23,7 +23,7 @@ ASSIGNED = tuple(Assigned(e.id, None, e.points) for e in exercises("bahdanau"))
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>'\"&\x1b[31m\u202e"
 ALLOWED = {
     *("html", "head", "meta", "title", "style", "body", "main", "header", "article", "div", "h1", "h2", "h3", "p", "a"),
-    *("span", "strong", "em", "code", "br", "ul", "ol", "li", "table", "thead", "tbody", "tr", "th", "td"),
+    *("span", "strong", "em", "code", "br", "wbr", "ul", "ol", "li", "table", "thead", "tbody", "tr", "th", "td"),
 }
 
 
@@ -42,14 +42,16 @@ class Page(HTMLParser):
         assert tag in ALLOWED, tag
         assert not [name for name, _ in attributes if name.startswith("on") or name in ("src", "srcset")], attributes
         self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "wbr"):
             self._open.append(tag)
 
     def handle_endtag(self, tag):
         assert self._open.pop() == tag
 
     def handle_data(self, data):
-        if self._open and self._open[-1] != "style":
+        if self.tags and self.tags[-1][0] == "wbr" and self.words:  # nothing parts these words
+            self.words[-1] += data
+        elif self._open and self._open[-1] != "style":
             self.words.append(data)
 
 
@@ -105,6 +107,11 @@ def test_a_mistake_in_a_variant_comes_with_what_this_copy_asks_for():
     assert (
         "bahdanau/masked_softmax , variant forbid" in Page(class_page([item], work(), marked([item], work()), ())).text
     )
+
+
+def test_prose_has_code_and_stress_and_leaves_products_alone():
+    assert prose("keys *before* it, `a *b* c`") == "keys <em>before</em> it, <code>a *b* c</code>"
+    assert prose("2 * 3 * 4, f(*args, **more), a*b*c") == "2 * 3 * 4, f(*args, **more), a*b*c"
 
 
 def test_every_kind_of_verdict_has_a_page():
@@ -263,7 +270,7 @@ def test_the_summary_says_what_needs_attention():
     for words in (
         "who is missing is not known",
         "ann : x.ipynb is not whole JSON",
-        "ann : a later attempt counts, not old.ipynb",
+        "1 handed in more than once, and the latest counts: ann .",
         "bob : could not be graded. no memory",
         "2 answers wait for points by hand",
         "level C",

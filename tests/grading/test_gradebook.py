@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from attncourse.grading.gradebook import (
     GradebookError,
     fill_gradebook,
     guarded,
+    keep_to,
     marks,
     new_gradebook,
     read_adjustments,
@@ -218,6 +220,23 @@ def test_the_template_changes_nothing_and_is_written_once(file):
     write_template(file, [], work)
     assert marks(items, work, read_adjustments(file, work))["=bob"].points == 8
     assert [path.name for path in file.parent.iterdir()] == ["adjustments.csv"]
+
+
+def test_a_folder_keeps_to_one_assignment(tmp_path):
+    public = replace(WORK, title="found in notebooks", hidden=False)
+    for first, other, words in (
+        (WORK, replace(WORK, title="Week 4"), "'Week 3', and this is 'Week 4'"),
+        (WORK, public, "'Week 3', and without --key"),
+        (public, WORK, "grades made without a key, and this is 'Week 3'"),
+    ):
+        (tmp_path / ".assignment").unlink(missing_ok=True)
+        keep_to(tmp_path, first)
+        keep_to(tmp_path, first)
+        with pytest.raises(GradebookError, match=words):
+            keep_to(tmp_path, other)
+    (tmp_path / ".assignment").unlink()
+    keep_to(tmp_path, public)
+    keep_to(tmp_path, replace(public, title="found in more notebooks"))  # it may change from run to run
 
 
 def test_a_spreadsheet_may_have_saved_the_adjustments(file):

@@ -297,16 +297,6 @@ ATTACKS = {
         0,
         "raised",
     ),
-    "empty inputs that make large results": (
-        "def test_general_score(candidate):\n    candidate(*[torch.zeros(64, 64, 64, 0)] * 3)",
-        0,
-        "raised",
-    ),
-    "inputs of many axes": (
-        "def test_general_score(candidate):\n    candidate(*[torch.zeros([1] * 7)] * 3)",
-        0,
-        "raised",
-    ),
     "inputs that are no tensors": ("def test_general_score(candidate):\n    candidate([1], {}, print)", 0, "raised"),
     "sizes that make the most work": (
         "def test_general_score(candidate):\n    for _ in range(10**6): candidate(*given(64, 64, 64, 1, 1))",
