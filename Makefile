@@ -1,5 +1,5 @@
 # make book and make test do everything on a fresh machine. TORCH='…' passes pip arguments for torch.
-.PHONY: help setup book serve pdf slides check lint unit notebooks-run pages test test-all colab all-slides exercises matrix claims map guide oracles mutation bench lab publish-dry-run newest clean
+.PHONY: help setup book serve pdf slides check lint unit notebooks-run pages test test-all colab all-slides exercises matrix claims map guide oracles mutation bench lab lighthouse test-gpu tested-on publish-dry-run newest clean
 .DEFAULT_GOAL := help
 export TORCH PYTHON
 # The work is many small tensors, and it is spread over processes: more threads would only wait for each other.
@@ -59,7 +59,7 @@ test:  ## everything that CI runs
 	@$(MAKE) --no-print-directory pages
 	$(call say,All checks passed$(shell [ "$$(id -u)" = 0 ] || echo " but those of isolation level B: sudo $(PYTEST) tests/grading"))
 
-test-all: test colab all-slides  ## before a release: everything, the slow checks too
+test-all: test colab all-slides lighthouse  ## before a release: everything, the slow checks too
 
 colab: .venv/test.stamp  ## run every notebook as Colab would, and grade what Colab saves
 	$(call say,Every notebook as in Colab)
@@ -68,6 +68,17 @@ colab: .venv/test.stamp  ## run every notebook as Colab would, and grade what Co
 all-slides: .venv/test.stamp book
 	$(call say,The slides of every chapter in a browser)
 	@SLIDES=all $(PYTEST) -m browser -n 2 tests/book/test_slides.py
+
+lighthouse: .venv/test.stamp  ## audit five kinds of page as on a phone (after make book)
+	$(call say,Lighthouse)
+	@cd tests/lighthouse && PATH="$$PATH:$(CURDIR)/$(BIN)" npm ci --silent --no-audit --no-fund
+	@PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m tests.lighthouse
+
+test-gpu: .venv/test.stamp  ## notebooks, comparisons, mechanisms and checks on a GPU; writes the page "tested on"
+	@$(BIN)/python -m scripts.tested_on --device cuda
+
+tested-on: .venv/test.stamp  ## the same on a CPU
+	@$(BIN)/python -m scripts.tested_on --device cpu
 
 exercises: .venv/test.stamp  ## put the set-up cell in, format, and make exercises/ from solutions/
 	@$(BIN)/python -m scripts.setup_cell

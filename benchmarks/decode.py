@@ -5,7 +5,7 @@ holds N tokens; one more is read at a time. Multi-head, grouped (4 key-value hea
 (512 + 64 numbers, absorbed and naive), and Hugging Face's Llama and DeepSeek-V3 layers with the same weights and their
 own cache. Then a prefill, with the bytes of the largest tensor that it makes.
 
-Times are medians of calls taken in turn within one process, on one thread. A GPU runs bfloat16 and replays CUDA graphs,
+Times are medians of calls taken in turn within one process, on one thread. A GPU runs 16 bits and replays CUDA graphs,
 so that launches do not count; its table has the share of the memory bandwidth that a copy reaches. Prints a table and
 says which targets are reached; with --out writes it all, with what it ran on.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from attncourse.gqa import GroupedQueryAttention
-from attncourse.lab.measure import allocated_bytes, median_ms
+from attncourse.lab.measure import allocated_bytes, matmul_dtype, median_ms
 from attncourse.lab.records import environment, write_json
 from attncourse.mla import MultiHeadLatentAttention
 from attncourse.mqa import MultiQueryAttention
@@ -132,7 +132,7 @@ def copy_bandwidth(device: str) -> float:
 
 def measure(n: int, device: str, repeats: int) -> list[dict]:
     """A row for each layer at n tokens."""
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = matmul_dtype(device)
     ours = layers(device, dtype)
     x = torch.randn(1, 1, D_MODEL, device=device, dtype=dtype)
     steps = {name: our_step(layer, n, x) for name, layer in ours.items()}
@@ -155,7 +155,7 @@ def measure(n: int, device: str, repeats: int) -> list[dict]:
 
 def prefill(n: int, device: str, repeats: int) -> list[dict]:
     """A prefill of n tokens into an empty cache: ms, and bytes of the largest tensor that it makes."""
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = matmul_dtype(device)
     x = torch.randn(1, n, D_MODEL, device=device, dtype=dtype)
     calls = {
         name: lambda layer=layer: layer(x, cache=layer.new_cache(1, n))

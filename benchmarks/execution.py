@@ -5,7 +5,7 @@ and forward with backward; time, and the most bytes held. Then one decoding step
 of 64 for 8 sequences: a plain cache for each, a padded batch, and pages. A softmax that has all its scores is measured
 up to 8,192 tokens.
 
-Times are medians of calls taken in turn within one process, on one thread (float32); a GPU runs bfloat16. Prints a
+Times are medians of calls taken in turn within one process, on one thread (float32); a GPU runs 16 bits. Prints a
 table and says which targets are reached; with --out writes it all, with what it ran on.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from attncourse.attention import scaled_dot_product_attention
 from attncourse.execution import online_attention, tiled_attention
 from attncourse.gqa import GroupedQueryAttention
-from attncourse.lab.measure import median_ms, peak_bytes
+from attncourse.lab.measure import matmul_dtype, median_ms, peak_bytes
 from attncourse.lab.records import environment, write_json
 from attncourse.masks import causal_mask
 from attncourse.paged_cache import BlockPool, PagedKVCache, paged_step
@@ -61,7 +61,7 @@ def forward_backward(form, given: list[Tensor]) -> None:
 
 def attention(T: int, device: str, repeats: int) -> list[dict]:
     """A row for each form and pass at T tokens."""
-    dtype, rows = torch.bfloat16 if device == "cuda" else torch.float32, []
+    dtype, rows = matmul_dtype(device), []
     given = [torch.randn(1, H, T, D, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
     for kind, run in (("forward", forward), ("forward and backward", forward_backward)):
         calls = {name: partial(run, form, given) for name, form in FORMS.items()}
@@ -78,7 +78,7 @@ def attention(T: int, device: str, repeats: int) -> list[dict]:
 @torch.no_grad()
 def steps(device: str, repeats: int) -> list[dict]:
     """One more token for sequences of different lengths: each alone, as a left-padded batch, and in pages."""
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = matmul_dtype(device)
     torch.manual_seed(0)
     layer = GroupedQueryAttention(1024, 16, 4, rotary=RotaryEmbedding(64)).to(device, dtype).eval()
     B, longest = len(LENGTHS), max(LENGTHS) + 1

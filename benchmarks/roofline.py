@@ -5,7 +5,7 @@ attention itself. A prefill reads n tokens into an empty cache; a step ends with
 of a batch, in which the weights are read once for all sequences. Beside each time stand the FLOP and the bytes of
 `attncourse.lab.costs`, and the least time that the roofline of this machine allows.
 
-Times are medians of calls taken in turn within one process, on one thread, float32. A GPU runs bfloat16, and its steps
+Times are medians of calls taken in turn within one process, on one thread, float32. A GPU runs 16 bits, and its steps
 replay CUDA graphs. Prints a table; with --out writes it all, with what it ran on: data/lab/roofline.json.
 """
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from attncourse.lab import costs
-from attncourse.lab.measure import median_ms
+from attncourse.lab.measure import matmul_dtype, median_ms
 from attncourse.lab.records import environment, write_json
 from attncourse.mechanisms import MECHANISMS
 
@@ -33,7 +33,7 @@ BATCHED = {"cpu": (16, 2048), "cuda": (64, 4096)}  # sequences, and tokens of ea
 def measured(n: int, kinds: Sequence[str], batch: int, device: str, repeats: int, here: costs.Machine) -> list[dict]:
     """A row for each mechanism at n tokens: costs, and ms of the kinds of call that are measured."""
     gpu = device == "cuda"
-    dtype = torch.bfloat16 if gpu else torch.float32
+    dtype = matmul_dtype(device)
     sizes = {"n_tokens": n, "d_model": D_MODEL, "n_heads": H}
     about = {"batch": batch, "device": device, "measure": False, "here": here}
     rows = costs.compare(list(MECHANISMS), budget=BUDGET, **sizes, **about)
@@ -87,7 +87,7 @@ def main() -> None:
     batched = measured(n, ("step",), batch, device, repeats, here)
     if options.out:
         settings = {"d_model": D_MODEL, "heads": H, "budget": BUDGET, "batch": 1, "repeats": repeats}
-        settings["dtype"] = "bfloat16" if device == "cuda" else "float32"
+        settings["dtype"] = str(matmul_dtype(device)).removeprefix("torch.")
         content = {"date": date.today().isoformat(), "environment": environment(device), "settings": settings}
         here = {name: round(speed) for name, speed in here.items()}
         write_json(

@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from attncourse.lab import costs
+    from attncourse.lab.measure import matmul_dtype
     from attncourse.mechanisms import MECHANISMS
 
     names = [name.lower().replace("-", "_") for name in options.names]
@@ -90,7 +91,8 @@ def run(options: argparse.Namespace) -> int:
     threads = torch.get_num_threads()
     on = f"float32 on {options.device}, {threads} thread{'s' if threads > 1 else ''}"
     if options.device == "cuda":
-        on = f"bfloat16 on {torch.cuda.get_device_name(options.device)}"
+        dtype = str(matmul_dtype(options.device)).removeprefix("torch.")
+        on = f"{dtype} on {torch.cuda.get_device_name(options.device)}"
     about = f"{options.tokens:,} tokens, d_model {options.d_model:,}, {options.heads} heads, {on}"
     budget = f"budget: {options.budget} of multi-head attention's cache"
     print(f"{about}; {budget}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attncourse.attention import check_at_least_one
 from attncourse.lab.budget import options_at
-from attncourse.lab.measure import median_ms
+from attncourse.lab.measure import matmul_dtype, median_ms
 from attncourse.linear import CHUNK, KernelAttention, LinearState
 from attncourse.mechanisms import MECHANISMS, build
 from attncourse.mla import MultiHeadLatentAttention
@@ -141,10 +141,11 @@ def bound(costs: dict[str, int], machine: Machine) -> tuple[float, str]:
 def machine(device: str = "cpu", dtype: torch.dtype | None = None, *, repeats: int = 15) -> Machine:
     """{"flop_per_s", "bytes_per_s"} that a large product of matrices and a copy reach here, the best of `repeats`.
 
-    dtype: of the matrices; float32 on a CPU, bfloat16 on a GPU. A copy's bytes are those read and those written.
+    dtype: of the matrices, else `matmul_dtype`: float32 on a CPU, 16 bits on a GPU. A copy's bytes are those read and
+    those written.
     """
     gpu = torch.device(device).type == "cuda"
-    dtype = dtype or (torch.bfloat16 if gpu else torch.float32)
+    dtype = dtype or matmul_dtype(device)
     n, n_bytes = (8192, 2**30) if gpu else (1024, 2**26)
     matrix = torch.randn(n, n, device=device, dtype=dtype)
     source = torch.ones(n_bytes // 4, device=device)
@@ -222,11 +223,11 @@ def measure_layers(
 ) -> dict[str, dict[str, float]]:
     """{name: {"prefill_ms", "step_ms"}} of layers, moved to the device: medians of calls taken in turn.
 
-    A prefill of n_tokens, and a step that makes them n_tokens. On a GPU the layers become bfloat16 and steps are
+    A prefill of n_tokens, and a step that makes them n_tokens. The layers get `matmul_dtype`, and on a GPU steps are
     CUDA graphs, so that launches do not count.
     """
     gpu = torch.device(device).type == "cuda"
-    layers = {name: layer.to(device, torch.bfloat16 if gpu else None).eval() for name, layer in layers.items()}
+    layers = {name: layer.to(device, matmul_dtype(device) if gpu else None).eval() for name, layer in layers.items()}
     prefills = {name: prefill_call(layer, n_tokens, batch=batch) for name, layer in layers.items()}
     steps = {name: step_call(layer, n_tokens, batch=batch, lengths=1 if gpu else 17) for name, layer in layers.items()}
     if gpu:
@@ -269,10 +270,9 @@ def compare(
     attention's cache, and of "prefill" and "step": flop, bytes, bound_ms and binds (the roofline's), and ms, measured,
     or None without `measure`. note: what does not follow the budget: "as it is" for multi_head and sparse, "keeps what
     it keeps" for mqa, "the nearest size" for linear. here: the machine, as `machine()` gives it, else measured.
-    float32 on a CPU, bfloat16 on a GPU. Raises ValueError where a mechanism has no size for the budget.
+    Numbers are of `matmul_dtype(device)`. Raises ValueError where a mechanism has no size for the budget.
     """
-    gpu = torch.device(device).type == "cuda"
-    dtype = torch.bfloat16 if gpu else torch.float32
+    dtype = matmul_dtype(device)
     sizes = {"d_model": d_model, "n_heads": n_heads, "n_tokens": n_tokens}
     built = {name: layer_at(name, budget, **sizes) for name in dict.fromkeys(names)}
     whole = layer_costs(layer_at("multi_head", 1, **sizes)[0], n_tokens, batch=batch, dtype=dtype)["cache_bytes"]

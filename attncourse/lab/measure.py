@@ -29,6 +29,17 @@ class _Allocations(TorchDispatchMode):
         return result
 
 
+def matmul_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+    """What a device multiplies fast: float32 on a CPU; on a GPU bfloat16, or float16 where that is only emulated.
+
+    Decided by compute capability: below 8.0 (a T4 has 7.5) there is no hardware for bfloat16, and
+    `torch.cuda.is_bf16_supported()` says True all the same.
+    """
+    if torch.device(device).type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
 def allocated_bytes(function: Callable[[], object]) -> tuple[int, int]:
     """Bytes of all tensors that one call makes, and of the largest of them. Counted, not sampled: the same each run."""
     with _Allocations() as allocations:

@@ -157,7 +157,7 @@ def _named(measured: Mapping) -> str:
 
 
 def _number_bytes(measured: Mapping) -> int:
-    return 2 if measured["settings"]["dtype"] == "bfloat16" else 4
+    return 4 if measured["settings"]["dtype"] == "float32" else 2
 
 
 def _times(measured: Mapping) -> dict[tuple, float]:

@@ -95,6 +95,8 @@ def configure(app, config):
     config.katex_css_path = "katex/katex.min.css"
     # Its 5 s are too few on a busy machine, and then its server is left running.
     katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0
+    # Its Unix socket is there before it listens: "connection refused", on a busy machine. A port it tries again.
+    katex.KaTeXServer.start_server_process = katex.KaTeXServer.start_network_socket
     # Here, not in _config.yml: `html_theme_options` there replaces the ones that Jupyter Book makes (the buttons).
     config.html_theme_options |= {
         "logo": {"text": "attncourse", "alt_text": ""},

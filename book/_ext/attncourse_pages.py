@@ -1,11 +1,10 @@
-"""What the book generates: the list of chapters, the matrix of checks, and the bibliography's style and anchors."""
+"""What the book generates: the matrix of checks, and the bibliography's style and anchors."""
 
 import json
 import re
 from collections import Counter
 from pathlib import Path
 
-from docutils import nodes
 from pybtex.plugin import register_plugin
 from pybtex.style.formatting.unsrt import Style
 from pybtex.style.labels import BaseLabelStyle
@@ -14,23 +13,6 @@ from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
 MATRIX = ROOT / "attncourse" / "data" / "checks_matrix.json"
-
-
-class Chapters(SphinxDirective):
-    """A list of chapters, one `notebook | title | what it is about` a line: linked when the notebook exists."""
-
-    has_content = True
-
-    def run(self):
-        self.env.note_reread()  # a new notebook changes this page
-        items = []
-        for line in self.content:
-            name, title, about = (part.strip() for part in line.split(" | ", 2))
-            label = f"**{name[:2]}** {title}"
-            exists = (ROOT / "notebooks" / f"{name}.ipynb").exists()
-            label = f"[{label}](../notebooks/{name}.ipynb)" if exists else f"{label} *planned*"
-            items += [f"- {label}", "", f"  {about}", ""]
-        return [nodes.container("", *self.parse_text_to_nodes("\n".join(items)), classes=["chapters"])]
 
 
 class ChecksMatrix(SphinxDirective):
@@ -144,7 +126,6 @@ def anchor_bibliography(app, doctree):
 
 def setup(app):
     register_plugin("pybtex.style.formatting", "course", CourseStyle)
-    app.add_directive("chapters", Chapters)
     app.add_directive("checks-matrix", ChecksMatrix)
     app.connect("doctree-read", anchor_bibliography)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

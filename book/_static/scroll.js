@@ -6,10 +6,15 @@ const BOXES = {
   "Table": ".pst-scrollable-table-container, .table-scroll",
   "Equation": ".katex-display",
 };
-const resized = new ResizeObserver((entries) => entries.forEach(({ target }) => update(target)));
+const resized = new ResizeObserver((entries) => {
+  const near = entries.flatMap(({ target }) => [target, target.parentElement]);
+  const boxes = [...new Set(near)].filter((box) => box.dataset.scrollName);
+  const overflow = boxes.map((box) => box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1);
+  boxes.forEach((box, i) => update(box, overflow[i])); // all is measured before anything changes: one layout, not hundreds
+});
 
-function update(box) {
-  if (box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1) {
+function update(box, overflows) {
+  if (overflows) {
     box.tabIndex = 0;
     box.setAttribute("role", "group");
     box.setAttribute("aria-label", `${box.dataset.scrollName}, scrolls`);
@@ -30,9 +35,9 @@ for (const [name, selector] of Object.entries(BOXES)) {
 
 // Boxes of `show` have a role and a name of their own: only mark that there is more to the right.
 const marked = new ResizeObserver((entries) => {
-  for (const box of new Set(entries.map(({ target }) => target.closest(".ac-scroll")))) {
-    box.classList.toggle("ac-more", box.scrollWidth > box.clientWidth + 1);
-  }
+  const boxes = [...new Set(entries.map(({ target }) => target.closest(".ac-scroll")))];
+  const more = boxes.map((box) => box.scrollWidth > box.clientWidth + 1);
+  boxes.forEach((box, i) => box.classList.toggle("ac-more", more[i]));
 });
 for (const box of document.querySelectorAll("article .ac-scroll")) {
   for (const node of [box, ...box.children]) marked.observe(node);

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import pytest
 from bs4 import BeautifulSoup
 from fontTools.ttLib import TTFont
+from matplotlib.image import imread
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
@@ -223,17 +224,22 @@ def test_links_resolve(page):
 
 
 def test_figures_have_alternatives(page):
-    article = soup(page).find("article") or soup(page)
+    article, descriptions = soup(page).find("article") or soup(page), []
     for image in article.find_all("img"):
-        alt = image.get("alt")
-        assert alt is not None, image
-        assert not re.search(r"\.(svg|png|jpe?g|gif|webp)$|/", alt), f"a file name is no description: {alt}"
+        assert image.get("alt") is not None, image
+        descriptions += [image["alt"]] if soup(page).find("article") else []  # elsewhere only the logo
     for drawing in article.find_all("svg"):
         if drawing.find_parent(class_="katex") or drawing.get("aria-hidden") == "true":
             continue
         hidden = any(parent.get("aria-hidden") == "true" for parent in drawing.parents)
-        named = drawing.get("aria-label") or drawing.get("aria-labelledby") or drawing.find("title")
+        named = " ".join(soup(page).find(id=name).text for name in drawing.get("aria-labelledby", "").split())
+        named = drawing.get("aria-label") or named or (drawing.find("title") and drawing.find("title").text)
         assert hidden or (drawing.get("role") and named), str(drawing)[:200]
+        more = drawing.find("desc")
+        descriptions += [] if hidden else [f"{named}. {more.text if more else ''}"]
+    for text in descriptions:
+        assert not re.search(r"\.(svg|png|jpe?g|gif|webp)\b|\w/\w+/", text), f"a file name is no description: {text}"
+        assert len(text.split()) >= 6, f"that says not what it shows: {text!r}"
 
 
 def test_has_language_title_and_description(page):
@@ -243,3 +249,39 @@ def test_has_language_title_and_description(page):
     if page != "search.html":
         assert len(html.find("meta", attrs={"name": "description"})["content"]) > 40
         assert len(html.find("article").find_all("h1")) == 1
+
+
+def test_can_be_shared_and_found(page):
+    """Open Graph's tags, with a picture that is there; where the site's address is known, all of them absolute."""
+    html = soup(page)
+    said = {tag["property"]: tag["content"] for tag in html.find_all("meta", property=re.compile("^og:"))}
+    assert said["og:title"] and said["og:site_name"] == "attncourse" and len(said["og:image:alt"].split()) > 5
+    description = html.find("meta", attrs={"name": "description"})
+    assert said.get("og:description") == (description and description["content"])
+    canonical = html.find("link", rel="canonical")
+    assert bool(canonical) == ("og:url" in said) == bool(urlsplit(said["og:image"]).scheme)
+    if canonical:
+        assert canonical["href"] == said["og:url"] and canonical["href"].endswith(f"/{page}")
+        site = canonical["href"].removesuffix(page)
+        assert said["og:image"] == f"{site}_static/card.png"
+        assert (page == "search.html") or f"<loc>{canonical['href']}</loc>" in (SITE / "sitemap.xml").read_text()
+    else:
+        assert (SITE / page).parent.joinpath(said["og:image"]).resolve() == SITE / "_static" / "card.png"
+        assert not (SITE / "sitemap.xml").exists()
+
+
+def test_waits_for_one_stylesheet_and_no_script(page):
+    links = [link["href"] for link in soup(page).find_all("link", rel="stylesheet") if "media" not in link.attrs]
+    assert len(links) == 1 and "_static/book.css?v=" in links[0]
+    scripts = soup(page).find("head").find_all("script", src=True)
+    assert scripts and all(script.has_attr("defer") or script.get("type") == "module" for script in scripts)
+
+
+def test_the_stylesheet_has_the_colours_of_code(site):
+    """The theme writes them when the build ends, and so does the one stylesheet: later."""
+    sheet = (site / "_static" / "book.css").read_text()
+    assert all(f'html[data-theme="{theme}"] .highlight .k' in sheet for theme in ("light", "dark"))
+
+
+def test_the_picture_to_share_has_its_size(site):
+    assert imread(site / "_static" / "card.png").shape[:2] == (630, 1200)

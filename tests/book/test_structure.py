@@ -1,6 +1,7 @@
 """What can be said about the book without building it: its files, its markup, and whether a patch is still needed."""
 
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -119,10 +120,14 @@ def test_extensions_stay_small(path):
     assert len(path.read_text().splitlines()) <= 150
 
 
-def test_lock_file_names_no_registry():
-    lock = (ROOT / "package-lock.json").read_text()
+@pytest.mark.parametrize(("folder", "package"), [(".", "katex"), ("tests/lighthouse", "lighthouse")])
+def test_lock_files_name_no_registry(folder, package):
+    lock = (ROOT / folder / "package-lock.json").read_text()
     assert '"resolved"' not in lock
-    assert json.loads(lock)["packages"]["node_modules/katex"]["version"]
+    wanted = json.loads((ROOT / folder / "package.json").read_text())
+    wanted = wanted.get("dependencies", {}) | wanted["devDependencies"]
+    assert json.loads(lock)["packages"][f"node_modules/{package}"]["version"] == wanted[package]
+    assert "omit-lockfile-registry-resolved=true" in (ROOT / folder / ".npmrc").read_text()
 
 
 # ---- is a patch still needed? Each of these fails when upstream has mended what book/_ext mends. ----
@@ -167,6 +172,10 @@ def test_docutils_still_writes_the_withdrawn_role():
 def test_prerenderer_still_brings_another_katex():
     installed = json.loads((ROOT / "package-lock.json").read_text())["packages"]["node_modules/katex"]["version"]
     assert sphinxcontrib.katex.katex_version != installed
+
+
+def test_prerenderer_still_connects_before_its_server_listens():
+    assert "ConnectionRefusedError" not in inspect.getsource(sphinxcontrib.katex.KaTeXServer.start_server_process)
 
 
 def test_the_icon_font_still_has_every_icon():

@@ -1,7 +1,14 @@
+import re
+from pathlib import Path
+
+import pytest
 import torch
 
 from attncourse.bahdanau import additive_scores
-from attncourse.lab.measure import allocated_bytes, median_ms, peak_bytes
+from attncourse.lab import costs
+from attncourse.lab.measure import allocated_bytes, matmul_dtype, median_ms, peak_bytes
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_bytes_of_new_tensors_are_counted_and_views_are_free():
@@ -38,3 +45,30 @@ def test_the_peak_sees_inside_kernels():
     """A softmax in double precision needs no more than its result; a sort holds indices as well."""
     x = torch.zeros(10_000)
     assert peak_bytes(lambda: x.sort()[0]) >= 40_000 + 80_000
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((7, 5), torch.float16), ((7, 0), torch.float16), ((8, 0), torch.bfloat16), ((8, 9), torch.bfloat16)],
+)
+def test_sixteen_bits_go_by_the_capability_of_the_gpu(monkeypatch, capability, dtype):
+    """A T4, 7.5, emulates bfloat16, and PyTorch calls that supported."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    assert matmul_dtype("cuda") == dtype and matmul_dtype("cpu") == torch.float32
+
+
+def test_costs_on_a_t4_are_those_of_sixteen_bits(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    about = {"n_tokens": 64, "d_model": 64, "n_heads": 4, "measure": False, "here": {"flop_per_s": 1, "bytes_per_s": 1}}
+    (gpu,), (cpu,) = (costs.compare(["gqa"], device=device, **about) for device in ("cuda", "cpu"))
+    assert 2 * gpu["cache_bytes"] == cpu["cache_bytes"] and 2 * gpu["step"]["bytes"] == cpu["step"]["bytes"]
+
+
+def test_nothing_asks_pytorch_whether_bfloat16_is_supported():
+    """Nor takes it for the one dtype of a GPU."""
+    folders = ("attncourse", "benchmarks", "notebooks", "solutions")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in {".py", ".ipynb"}]
+    wrong = r"is_bf16_supported\((?!\)` )|bfloat16 if .*(cuda|gpu)"
+    found = [path.name for path in paths if re.search(wrong, path.read_text("utf-8"))]
+    assert found == ["measure.py"], "`matmul_dtype` of attncourse/lab/measure.py decides"
