@@ -383,7 +383,7 @@ def test_the_command_says_one_line_a_student_and_writes_everything(capsys, grade
     assert (code, error) == (0, "")
     assert out[0] == "Week 1: 10 submissions, 5 exercises of 1 chapter; hidden inputs"
     assert "  13/13  ann: as before" in out and "  12/13  bob: as before" in out
-    assert "   0/13  eve: eve.ipynb is an empty file: download the notebook" in out
+    assert "   0/13  eve: eve.ipynb is an empty file: download the notebook and hand it in again" in out
     assert len(out) == 1 + len(FILES) + 2 and out[-1].startswith("Written: ")
     assert sorted(path.name for path in graded_once.iterdir()) == [
         *(".assignment", ".lock", "adjustments.csv", "feedback", "gradebook.csv", "records", "results", "summary.html"),
