@@ -130,8 +130,8 @@ def test_what_cannot_be_graded_is_said_and_the_rest_is_graded(tmp_path, capsys):
     for path, words in zip(
         bad,
         [
-            *("there is no such file", "is not whole JSON", "not a notebook of format 4", "not a notebook of format 4"),
-            *("is not UTF-8 text", "is not whole JSON", "has no exercise of this course in it", "folder"),
+            *("there is no such file", "(not whole JSON)", "not a notebook of format 4", "not a notebook of format 4"),
+            *("is not UTF-8 text", "is an empty file", "has no exercise of this course in it", "folder"),
         ],
         strict=True,
     ):

@@ -317,7 +317,11 @@ def _readme(
 ) -> str:
     """What students are told."""
     points = sum(item.points for item in assignment.exercises) + sum(q.points for q in asked)
-    lines = [f"# {assignment.title}", "", f"{points:g} points in all. Hand in every notebook as it is, not in a zip."]
+    lines = [
+        f"# {assignment.title}",
+        "",
+        f"{points:g} points in all. Hand in every notebook as it is, best not in a zip.",
+    ]
     lines += ["", "| notebook | exercises | points | minutes |", "| --- | --- | --- | --- |"]
     for chapter in chapters:
         tasks = [exercise(item.id) for item in chapter.picked.values()]

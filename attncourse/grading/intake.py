@@ -1,12 +1,14 @@
 """What is to be graded: the submissions in a folder, or in a zip as Canvas, Moodle or Gradescope export it.
 
-Names and contents come from learners. Nothing is unpacked by its path: members of a zip are read in memory, links are
-not followed, and sizes are limited before anything is read.
+Names and contents come from learners. Nothing is unpacked by its path: members of a zip, and of a student's zip within
+it, are read in memory, links are not followed, and sizes are limited before anything is read.
 """
 
+import io
 import os
 import re
 import stat
+import struct
 import unicodedata
 import zipfile
 import zlib
@@ -18,7 +20,7 @@ from pathlib import Path
 from attncourse.grading.notebook import MAX_BYTES, NotebookError, check_size
 from attncourse.grading.notebook import read as read_notebook
 
-MAX_FILES = 200_000  # in the folder or zip
+MAX_FILES = 200_000  # in the folder or zip, and in the zips of one student
 MAX_NOTEBOOKS = 40  # of one student
 MAX_TOTAL = 200 << 20  # bytes read of one student, so that nobody takes another's share
 MAX_RATIO = 200  # of a zip's member that unpacks to more than a megabyte
@@ -26,6 +28,7 @@ MAX_DEPTH = 12
 MAX_NAME = 250  # characters of one part of a path, which systems have too
 IGNORED = ("__MACOSX", ".ipynb_checkpoints")
 METADATA = "submission_metadata.yml"
+BROKEN = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError, struct.error)  # no whole zip
 
 # name_LATE_user_file_title.ipynb; without a name where marking is anonymous; a text or a link instead of a file.
 CANVAS = re.compile(
@@ -74,16 +77,22 @@ class Submission:
 
 @dataclass(frozen=True)
 class _File:
-    """One file in the folder or zip: the parts of its path, and how to read it (raises NotebookError)."""
+    """One file in the folder or zip: the parts of its path, and how to read it.
+
+    read: takes the name under which its errors speak of it; raises NotebookError.
+    """
 
     parts: tuple[str, ...]
-    read: Callable[[], bytes]
+    read: Callable[[str], bytes]
     order: int
 
 
 @dataclass(frozen=True)
 class _Owned:
-    """A file and whose it is. attempt: of the files with the same `title` and owner the highest counts."""
+    """A file and whose it is. attempt: of the files with the same `title` and owner the highest counts.
+
+    own: what its owner called it, where that is known to differ; problem: why it must not be read.
+    """
 
     owner: str
     name: str
@@ -92,6 +101,15 @@ class _Owned:
     title: str
     attempt: tuple[int, int]
     file: _File
+    own: str = ""
+    problem: str = ""
+
+    @property
+    def called(self) -> str:
+        return self.own or self.file.parts[-1]
+
+    def is_a(self, *kinds: str) -> bool:
+        return self.file.parts[-1].lower().endswith(kinds)
 
 
 def find_submissions(path: Path, leave_out: Path | None = None) -> list[Submission]:
@@ -106,23 +124,19 @@ def find_submissions(path: Path, leave_out: Path | None = None) -> list[Submissi
     elif not path.exists():
         raise IntakeError(f"there is no {path}")
     elif path.suffix.lower() == ".ipynb":
-        files = [_File((shown(os.fsencode(path.name)),), lambda: _read_file(path), 0)]
+        files = [_File((shown(os.fsencode(path.name)),), lambda name: _read_file(path, name), 0)]
     else:
         files = _without_wrapper(list(_files_of_zip(path)))
     files = [file for file in files if not _is_ignored(file)]
-    owned, empty = _owners(files)
     groups: dict[str, list[_Owned]] = defaultdict(list)
-    for item in owned:
+    for item in _owned(files):
         groups[item.owner].append(item)
-    found = [_submission(items) for _, items in sorted(groups.items())]
-    known = {submission.student for submission in found}
-    found += [submission for submission in empty if submission.student not in known]
-    if not found:
+    if not groups:
         raise IntakeError(
             f"{path} holds no submission: notebooks (.ipynb), a folder for each student, or a zip as Canvas, Moodle or "
             "Gradescope export it"
         )
-    return sorted(found, key=lambda submission: submission.student)
+    return [_submission(items) for _, items in sorted(groups.items())]
 
 
 def shown(raw: bytes) -> str:
@@ -166,12 +180,11 @@ def _files_of_folder(root: Path, leave_out: Path | None) -> Iterator[_File]:
                 raise IntakeError(f"{root} holds more than {MAX_FILES} files; is it the folder of the submissions?")
             path = Path(os.fsdecode(os.path.join(folder, name)))
             parts = (*above, shown(name), "a link that is not followed") if name in links else (*above, shown(name))
-            yield _File(parts, lambda path=path: _read_file(path), count)
+            yield _File(parts, lambda name, path=path: _read_file(path, name), count)
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, name: str) -> bytes:
     """A regular file's bytes; a link, a pipe or a device is not opened."""
-    name = shown(os.fsencode(path.name))
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
@@ -189,19 +202,22 @@ def _files_of_zip(path: Path) -> Iterator[_File]:
     """Every member of the zip, to be read in memory."""
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except BROKEN as error:
         raise IntakeError(f"{path} is neither a folder, nor a notebook, nor a whole zip: {error}") from None
-    members = archive.infolist()
-    if len(members) > MAX_FILES:
-        raise IntakeError(f"{path} holds {len(members)} files; at most {MAX_FILES} are read")
-    for order, member in enumerate(members):
+    if (count := len(archive.infolist())) > MAX_FILES:
+        raise IntakeError(f"{path} holds {count} files; at most {MAX_FILES} are read")
+    return _members(archive)
+
+
+def _members(archive: zipfile.ZipFile) -> Iterator[_File]:
+    for order, member in enumerate(archive.infolist()):
         name = member.orig_filename.replace("\\", "/")
         if member.flag_bits & 0x800 == 0:  # not declared as UTF-8, and often is
             name = _recoded(name)
         parts = tuple(_short(printable(part)) for part in name.split("/") if part not in ("", "."))
         if name.endswith("/") or not parts:
             continue
-        yield _File(parts[:MAX_DEPTH], lambda member=member: _read_member(archive, member), order)
+        yield _File(parts[:MAX_DEPTH], lambda name, member=member: _read_member(archive, member, name), order)
 
 
 def _short(name: str) -> str:
@@ -216,9 +232,8 @@ def _recoded(name: str) -> str:
         return name
 
 
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> bytes:
     """A member's bytes, unpacked only as far as the limits go, whatever its header says."""
-    name = _short(printable(member.orig_filename.replace("\\", "/").rsplit("/", 1)[-1]))
     if "\0" in member.orig_filename or ".." in member.orig_filename.replace("\\", "/").split("/"):
         raise NotebookError(f"the path of {name} leads out of its folder; it was not read")
     if stat.S_ISLNK(member.external_attr >> 16):
@@ -233,7 +248,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(member) as file:
             return file.read(MAX_BYTES + 1)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (*BROKEN, zlib.error, EOFError, RuntimeError) as error:
         raise NotebookError(f"{name} is damaged in the zip: {printable(str(error))}") from None
 
 
@@ -253,28 +268,11 @@ def _without_wrapper(files: list[_File]) -> list[_File]:
 # Whose they are
 
 
-def _owners(files: list[_File]) -> tuple[list[_Owned], list[Submission]]:
-    """Whose each notebook is; and the students whose files hold no notebook."""
+def _owned(files: list[_File]) -> Iterator[_Owned]:
+    """The files, each with whose it is; those that are nobody's left out."""
     metadata = next((file for file in files if file.parts == (METADATA,)), None)  # deeper ones are students' own
     owner = _gradescope(_metadata(metadata)) if metadata else _by_name(_canvas(files))
-    owned, others = [], defaultdict(list)
-    for file in files:
-        for item in owner(file):
-            if file.parts[-1].lower().endswith(".ipynb"):
-                owned.append(item)
-            else:
-                others[item.owner].append(item)
-    have = {item.owner for item in owned}
-    empty = []
-    for student, items in sorted(others.items()):
-        if student not in have:
-            names = ", ".join(item.file.parts[-1] for item in items[:3]) + (" …" if len(items) > 3 else "")
-            late = any(item.late for item in items)
-            problem = f"no notebook (.ipynb) was handed in, only {names}"
-            if any(item.file.parts[-1].lower().endswith(".zip") for item in items):
-                problem += "; a zip within is not opened: unpack it first"
-            empty.append(Submission(student, items[0].name, 0, late, (), ids=items[0].ids, problem=problem))
-    return owned, empty
+    return (item for file in files for item in owner(file))
 
 
 @dataclass(frozen=True)
@@ -329,19 +327,20 @@ def _of_name(file: _File, canvas: _Canvas | None) -> Iterator[_Owned]:
     stem, _, kind = parts[-1].rpartition(".")
     if moodle := MOODLE.fullmatch(parts[0]):
         title = "/".join((*parts[1:],)) or moodle["rest"]
-        yield _Owned(moodle["user"], moodle["name"], (), False, title, (0, file.order), file)
+        yield _Owned(moodle["user"], moodle["name"], (), False, title, (0, file.order), file, title.rpartition("/")[2])
     elif canvas:
-        title, n = canvas.rest.rpartition(".")[0], 0
+        (title, _, kind), n = canvas.rest.rpartition("."), 0
         if copy := COPY.fullmatch(title):
             title, n = copy["base"], int(copy["n"])
         owner = canvas.user if canvas.sure else f"{canvas.name}_{canvas.user}"
         ids = (("ID", canvas.user),) if canvas.sure else ()
-        yield _Owned(owner, canvas.name or canvas.user, ids, canvas.late, title, (n, canvas.file), file)
+        title, attempt = f"{title}.{kind}", (n, canvas.file)
+        yield _Owned(owner, canvas.name or canvas.user, ids, canvas.late, title, attempt, file, canvas.rest)
     elif len(parts) > 1:
         numbers = [ATTEMPT.fullmatch(part) for part in parts[1:-1]]
         n = next((int(match[1]) for match in reversed(numbers) if match), 0)
         yield _Owned(parts[0], parts[0], (("", parts[0]),), False, parts[-1], (n, file.order), file)
-    elif kind.lower() == "ipynb":
+    elif kind.lower() in ("ipynb", "zip"):
         yield _Owned(stem or parts[0], stem or parts[0], (("", stem),), False, stem, (0, file.order), file)
 
 
@@ -388,7 +387,7 @@ def _metadata(file: _File) -> dict:
     except ImportError:
         raise IntakeError("Gradescope's list of submitters is YAML: pip install pyyaml, then grade again") from None
     try:
-        data = yaml.load(file.read().decode("utf-8"), Loader=yaml.BaseLoader)
+        data = yaml.load(file.read(METADATA).decode("utf-8"), Loader=yaml.BaseLoader)
     except (NotebookError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise IntakeError(f"{METADATA} cannot be read: {printable(str(error))[:200]}") from None
     if not isinstance(data, dict):
@@ -401,10 +400,13 @@ def _metadata(file: _File) -> dict:
 
 def _submission(items: list[_Owned]) -> Submission:
     """One student's files: of those with the same title the latest counts, unless they are about different things."""
+    budget = [MAX_TOTAL, MAX_FILES]
+    all_items = [opened for item in items for opened in _opened(item, budget)]
+    if not (items := [item for item in all_items if item.is_a(".ipynb", ".zip")]):
+        return _without_notebook(all_items)
     first = min(items, key=lambda item: item.file.order)
     notebooks: list[tuple[tuple, Notebook]] = []
     older: list[str] = []
-    budget = [MAX_TOTAL]
     by_title: dict[str, list[_Owned]] = defaultdict(list)
     for item in items:
         by_title[item.title].append(item)
@@ -428,17 +430,54 @@ def _submission(items: list[_Owned]) -> Submission:
     return Submission(first.owner, first.name, attempt, late, ordered, tuple(sorted(older)), first.ids, problem)
 
 
+def _without_notebook(items: list[_Owned]) -> Submission:
+    names = ", ".join(item.called for item in items[:3]) + (" …" if len(items) > 3 else "")
+    problem = f"no notebook (.ipynb) was handed in, only {names}"
+    late = any(item.late for item in items)
+    return Submission(items[0].owner, items[0].name, 0, late, (), ids=items[0].ids, problem=problem)
+
+
+def _opened(item: _Owned, budget: list[int]) -> list[_Owned]:
+    """The file; in a zip's place what is in it, as if handed in without it. A zip that stays one has a problem."""
+    if not item.is_a(".zip"):
+        return [item]
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(_bytes(item, budget)))
+        budget[1] -= len(archive.infolist())
+        if budget[1] < 0:
+            raise NotebookError(f"{item.called} was not opened: more than {MAX_FILES} files in zips")
+        inside = [file for file in _members(archive) if not _is_ignored(file)]
+    except NotebookError as error:
+        return [replace(item, problem=str(error))]
+    except BROKEN as error:
+        return [replace(item, problem=f"{item.called} is not a whole zip: {error}")]
+    found = []
+    for file in inside:
+        within = _File((*item.file.parts, *file.parts), file.read, item.file.order)
+        each = replace(item, title=file.parts[-1], file=within, own="")
+        refusal = f"{each.called} is a zip within the zip {item.called}; it was not opened: hand in the notebooks"
+        found.append(replace(each, problem=refusal) if each.is_a(".zip") else each)
+    return found or [replace(item, problem=f"{item.called} holds no file")]
+
+
+def _bytes(item: _Owned, budget: list[int]) -> bytes:
+    """A file's content. budget: bytes, and files in zips, that may still be read of this student; is taken from."""
+    if item.problem:
+        raise NotebookError(item.problem)
+    if ".." in item.file.parts:
+        raise NotebookError(f"the path of {item.called} leads out of its folder; it was not read")
+    if budget[0] <= 0:
+        raise NotebookError(f"{item.called} was not read: the notebooks have more than {MAX_TOTAL >> 20} MB in all")
+    data = item.file.read(item.called)
+    budget[0] -= len(data)
+    return data
+
+
 def _read(item: _Owned, budget: list[int]) -> Notebook:
-    """A student's notebook. budget: the bytes that may still be read of this student, which it takes from."""
+    """A student's notebook, or what is wrong with the file."""
     name = item.file.parts[-1]
     try:
-        if ".." in item.file.parts:
-            raise NotebookError(f"the path of {name} leads out of its folder; it was not read")
-        if budget[0] <= 0:
-            raise NotebookError(f"{name} was not read: the notebooks have more than {MAX_TOTAL >> 20} MB in all")
-        data = item.file.read()
-        budget[0] -= len(data)
-        code, texts = read_notebook(name, data)
+        code, texts = read_notebook(item.called, _bytes(item, budget))
         return Notebook(name, tuple(code), attempt=item.attempt[0], texts=tuple(texts))
     except NotebookError as error:
         return Notebook(name, None, printable(str(error)), item.attempt[0])

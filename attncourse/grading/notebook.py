@@ -40,7 +40,7 @@ def read(name: str, data: bytes) -> tuple[list[str], list[tuple[str, str]]]:
     """
     check_size(name, len(data))
     if not data.strip():
-        raise NotebookError(f"{name} is not whole JSON: the file is empty")
+        raise NotebookError(f"{name} is an empty file: download the notebook and hand it in again")
     try:
         cells = json.loads(data.decode("utf-8-sig"))["cells"]
         code = [cell for cell in cells if cell.get("cell_type") == "code"]
@@ -50,7 +50,8 @@ def read(name: str, data: bytes) -> tuple[list[str], list[tuple[str, str]]]:
     except json.JSONDecodeError as error:
         if name.lower().endswith((".html", ".htm")):
             raise NotebookError(f"{name} is a web page, not a notebook: ask for the .ipynb file") from None
-        raise NotebookError(f"{name} is not whole JSON: {error}") from None
+        where = f"{name} is cut off or damaged in line {error.lineno} (not whole JSON)"
+        raise NotebookError(f"{where}: download it and hand it in again") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
         raise NotebookError(f"{name} is JSON, but not a notebook of format 4") from None
     if (size := len(json.dumps(found))) > MAX_CODE:

@@ -101,7 +101,7 @@ def test_points(first):
     assert named["bob"] == ["uniform"] and len(named["cyd"]) == 1
     assert graded[6].cell_errors[0].startswith("Code cell 1: skipped: its process ended")
     assert graded[9].problems == ("No exercise of this assignment is in what was handed in",)
-    assert graded[4].problems == ("eve.ipynb is not whole JSON: the file is empty",)
+    assert graded[4].problems == ("eve.ipynb is an empty file: download the notebook and hand it in again",)
 
 
 def test_there_is_one_record_for_each_different_notebook(first, work):
@@ -392,7 +392,7 @@ def test_the_command_says_one_line_a_student_and_writes_everything(capsys, grade
     assert (code, error) == (0, "")
     assert out[0] == "Week 1: 10 submissions, 5 exercises of 1 chapter; hidden inputs"
     assert "  13/13  ann: as before" in out and "  12/13  bob: as before" in out
-    assert "   0/13  eve: eve.ipynb is not whole JSON: the file is empty" in out
+    assert "   0/13  eve: eve.ipynb is an empty file: download the notebook and hand it in again" in out
     assert len(out) == 1 + len(FILES) + 2 and out[-1].startswith("Written: ")
     assert sorted(path.name for path in graded_once.iterdir()) == [
         *(".assignment", ".lock", "adjustments.csv", "feedback", "gradebook.csv", "records", "results", "summary.html"),

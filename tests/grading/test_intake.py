@@ -26,6 +26,11 @@ def found(path):
     return {s.student: s for s in submissions}
 
 
+def packed(members, folder):
+    """The bytes of a zip of {name: bytes}."""
+    return zipped(members, folder / "inner.zip").read_bytes()
+
+
 def marks(submission):
     """What the notebooks that count say."""
     return [book.cells[0].split("'")[1] for book in submission.notebooks]
@@ -57,7 +62,7 @@ def test_canvas(tmp_path):
     assert ada.older == ("lovelaceada_101_9001_13_gqa.ipynb", "lovelaceada_101_9004_13_gqa-1.ipynb")
     assert (class_["12"].name, class_["12"].late, marks(class_["12"])) == ("van_der_bergan", True, ["late"])
     assert class_["103"].name == "gaußcarl"
-    assert class_["104"].problem == "no notebook (.ipynb) was handed in, only curiemarie_104_9005_essay.pdf"
+    assert class_["104"].problem == "no notebook (.ipynb) was handed in, only essay.pdf"
     assert class_["105"].late and "text.html" in class_["105"].problem
     assert not class_["anon_a1B2c"].late and class_["anon_z9"].late
 
@@ -288,6 +293,115 @@ def test_nothing_to_grade(tmp_path):
         find_submissions(tmp_path / "missing")
 
 
+# A student's own zip within
+
+
+@pytest.mark.parametrize(
+    ("name", "student"),
+    [
+        ("a_1_10_work.zip", "1"),
+        ("Ann L_1_assignsubmission_file_/work.ZIP", "1"),
+        ("Ann L_1_assignsubmission_file_work.zip", "1"),
+        ("ann/work.zip", "ann"),
+        ("ann.zip", "ann"),
+    ],
+)
+def test_notebooks_in_a_students_zip_count_as_the_students_own(name, student, tmp_path):
+    work = {
+        "week/13_gqa.ipynb": marked("in the zip"),
+        "week/notes.pdf": b"%PDF",
+        "week/.ipynb_checkpoints/13_gqa.ipynb": marked("old"),
+        "__MACOSX/week/._13_gqa.ipynb": b"\0",
+    }
+    path = zipped({name: packed(work, tmp_path), "b_2_11_x.ipynb": marked("b")}, tmp_path / "s.zip")
+    ann = found(path)[student]
+    assert (marks(ann), ann.problem) == (["in the zip"], "")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "out")
+    assert marks(found(tmp_path / "out")[student]) == ["in the zip"]
+
+
+def test_a_zip_for_a_group(tmp_path):
+    books = {"submission_12/work.zip": packed({"x.ipynb": marked("pair")}, tmp_path)}
+    class_ = found(zipped({"submission_metadata.yml": METADATA.encode()} | books, tmp_path / "s.zip"))
+    assert marks(class_["one@example.edu"]) == marks(class_["two@example.edu"]) == ["pair"]
+
+
+def test_a_later_attempt_counts_in_a_zip_or_not(tmp_path):
+    first, second = (packed({"x.ipynb": marked(text)}, tmp_path) for text in ("first", "second"))
+    path = zipped(
+        {
+            "a_1_10_x.ipynb": marked("first"),
+            "a_1_11_work-1.zip": second,
+            "b_2_10_work.zip": first,
+            "b_2_11_x-1.ipynb": marked("second"),
+            "c_3_10_work.zip": first,
+            "c_3_11_work-1.zip": second,
+        },
+        tmp_path / "s.zip",
+    )
+    class_ = found(path)
+    assert [(marks(s), len(s.older), s.attempt) for s in class_.values()] == [(["second"], 1, 1)] * 3
+
+
+def test_a_students_zip_that_is_not_opened_costs_only_its_owner(tmp_path, monkeypatch):
+    book = {"x.ipynb": GOOD}
+    inner, link = packed(book, tmp_path), zipfile.ZipInfo("x.ipynb")
+    link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    encrypted = bytearray(inner)
+    for signature, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        encrypted[encrypted.index(signature) + at] |= 1
+    zips = {
+        "ratio": (packed({"x.ipynb": b" " * (15 << 20)}, tmp_path), "as a zip bomb does"),
+        "large": (packed({"x.ipynb": os.urandom(1000) * 30_000}, tmp_path), "x.ipynb has 30 MB; at most 21"),
+        "itself": (b" " * (15 << 20), "itself.zip unpacks from"),
+        "deeper": (packed({"in.zip": packed({"in.zip": inner}, tmp_path)}, tmp_path), "in.zip is a zip within the zip"),
+        "path": (packed({"../../x.ipynb": GOOD}, tmp_path), "the path of x.ipynb leads out of its folder"),
+        "link": (packed({link: b"/etc/passwd"}, tmp_path), "x.ipynb is a symbolic link; it was not read"),
+        "encrypted": (bytes(encrypted), "x.ipynb is encrypted"),
+        "broken": (inner[:-30], "broken.zip is not a whole zip"),
+        "text": (b"my answers", "text.zip is not a whole zip"),
+        "empty": (packed({}, tmp_path), "empty.zip holds no file"),
+        "essay": (packed({"essay.pdf": b"%PDF"}, tmp_path), "only essay.pdf"),
+        "many": (packed({f"{i}.txt": b"" for i in range(60)}, tmp_path), "many.zip was not opened: more than 50 files"),
+    }
+    members = {f"{name}/{name}.zip": data for name, (data, _) in zips.items()}
+    path = zipped(members | {"good/x.ipynb": GOOD, "good/work.zip": inner}, tmp_path / "s.zip")
+    monkeypatch.setattr(intake, "MAX_FILES", 50)
+    class_ = found(path)
+    assert [book.cells for book in class_["good"].notebooks] == [("x = 1",)]
+    for name, (_, words) in zips.items():
+        said = " ".join([class_[name].problem, *(book.problem for book in class_[name].notebooks)])
+        assert words in said and not any(book.cells for book in class_[name].notebooks), (name, said)
+    assert {p.name for p in tmp_path.iterdir()} == {"s.zip", "inner.zip"}
+
+
+def test_zips_and_what_is_in_them_count_together(tmp_path, monkeypatch):
+    inner = packed({"x.ipynb": GOOD, "y.ipynb": GOOD}, tmp_path)
+    path = zipped({"ann/work.zip": inner, "bob/x.ipynb": GOOD}, tmp_path / "s.zip")
+    monkeypatch.setattr(intake, "MAX_TOTAL", len(inner) + 10)
+    class_ = found(path)
+    assert [book.cells for book in class_["ann"].notebooks] == [("x = 1",), None]
+    assert "y.ipynb was not read: the notebooks have more than" in class_["ann"].notebooks[1].problem
+    assert class_["bob"].notebooks[0].cells == ("x = 1",)
+    many = {f"ann/{i}.zip": packed({f"{i}.txt": b"", f"{i}.ipynb": GOOD}, tmp_path) for i in range(4)}
+    monkeypatch.setattr(intake, "MAX_TOTAL", 1 << 20)
+    monkeypatch.setattr(intake, "MAX_FILES", 5)
+    ann = found(zipped(many | {"bob/x.ipynb": GOOD}, tmp_path / "t.zip"))["ann"]
+    assert [book.cells is not None for book in ann.notebooks] == [True, True, False, False]
+
+
+def test_what_is_wrong_with_a_file_is_said_by_the_name_that_its_owner_gave_it(tmp_path):
+    cut = notebook(["x = 1"])[:60]
+    line = cut.count(b"\n") + 1
+    words = f"week 3.ipynb is cut off or damaged in line {line} (not whole JSON): download it and hand it in again"
+    class_ = found(zipped({"a_1_10_week 3.ipynb": cut, "b_2_11_week 3-1.ipynb": b""}, tmp_path / "s.zip"))
+    assert class_["1"].notebooks[0].problem == words and class_["1"].notebooks[0].name == "a_1_10_week 3.ipynb"
+    assert class_["2"].notebooks[0].problem.startswith("week 3-1.ipynb is an empty file: ")
+    class_ = found(zipped({"Ann_7_assignsubmission_file_week 3.ipynb": cut}, tmp_path / "s.zip"))
+    assert class_["7"].notebooks[0].problem == words
+
+
 # Files that are no good
 
 
@@ -317,8 +431,8 @@ def test_files_that_cannot_be_read_cost_only_their_owner(tmp_path):
     }
     assert all(book.cells is None for s in class_.values() for book in s.notebooks)
     expected = {
-        "empty": "the file is empty",
-        "truncated": "not whole JSON",
+        "empty": "is an empty file",
+        "truncated": "truncated.ipynb is cut off or damaged in line",
         "deep": "not a notebook of format 4",
         "digits": "not a notebook of format 4",
         "latin": "not UTF-8",
@@ -402,9 +516,9 @@ def test_bombs_in_a_zip(tmp_path, monkeypatch):
         tmp_path / "s.zip",
     )
     class_ = found(path)
-    assert "as a zip bomb does" in class_["1"].notebooks[0].problem
+    assert "x.ipynb unpacks from" in class_["1"].notebooks[0].problem
     assert "30 MB; at most 21 are read" in class_["3"].notebooks[0].problem
-    assert "a zip within is not opened" in class_["5"].problem
+    assert "as a zip bomb does" in class_["5"].notebooks[0].problem
     assert class_["7"].notebooks[0].cells == ("x = 1",)
     monkeypatch.setattr(intake, "MAX_FILES", 3)
     with pytest.raises(IntakeError, match="holds 4 files; at most 3"):
