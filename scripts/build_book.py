@@ -28,7 +28,10 @@ DERIVED = {
     ),
     "pages": (
         PAGES,
-        ["book/_ext/*", "book/_static/*", "_config.yml", "_toc.yml", "package-lock.json", "requirements.txt"],
+        [
+            *("book/_ext/*", "book/_static/*", "_config.yml", "_toc.yml", "package-lock.json", "requirements.txt"),
+            "CITATION.cff",  # what the first page says of the course to search engines
+        ],
     ),
 }
 # The kernels' own settings, in place of the user's. They warn of a network connection that never leaves the machine.

@@ -5,13 +5,12 @@ Each patch says why it exists; `tests/book/test_structure.py` fails when upstrea
 
 import re
 import shutil
-from html import escape
 from pathlib import Path
-from textwrap import shorten
 
-from docutils import nodes
 from sphinx.util import logging
 from sphinxcontrib import katex
+
+from attncourse import __version__
 
 ROOT = Path(__file__).parents[2]
 KATEX = ROOT / "node_modules" / "katex" / "dist"
@@ -78,18 +77,9 @@ def mend(html):
     return html
 
 
-def describe(app, pagename, templatename, context, doctree):
-    """Give a page its first paragraph as its description: the theme computes one and does not use it."""
-    for paragraph in doctree.findall(nodes.paragraph) if doctree else ():
-        text = " ".join(paragraph.astext().split())
-        if len(text) > 60:
-            text = escape(shorten(text, 160, placeholder=" …"))
-            context["metatags"] += f'<meta name="description" content="{text}" />'
-            return
-
-
 def configure(app, config):
     """Settings that _config.yml cannot express."""
+    config.version = config.release = __version__  # a new one makes every page anew
     # One version of KaTeX writes the markup and styles it: sphinxcontrib-katex would use its own, older, script.
     config.katex_js_path = str(KATEX / "katex.min.js")
     config.katex_css_path = "katex/katex.min.css"
@@ -129,6 +119,14 @@ def prepare(app):
     app.builder.templates.render = render_mended
 
 
+def state_version(app, pagename, templatename, context, doctree):
+    """The version below each page, which leads to the changelog."""
+    version = f"Version {__version__}"
+    if "book/changelog" in app.env.all_docs:
+        version = f'<a href="{context["pathto"]("book/changelog")}">{version}</a>'
+    context["theme_extra_footer"] = f"{context.get('theme_extra_footer', '')} {version}."
+
+
 def finish(app, exception):
     """Replace Jupyter Book's redirect, which has no language, title or link, and drop what no page loads."""
     Path(app.outdir, "index.html").write_text(INDEX)
@@ -139,6 +137,6 @@ def finish(app, exception):
 def setup(app):
     app.connect("config-inited", configure)
     app.connect("builder-inited", prepare)
-    app.connect("html-page-context", describe)
+    app.connect("html-page-context", state_version)
     app.connect("build-finished", finish)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,25 +3,11 @@
 import ast
 import contextlib
 import io
-import re
-from pathlib import Path
 
-import nbformat
+from attncourse_cards import ROOT, FromCards, cards
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
-
-ROOT = Path(__file__).parents[2]
-TIME = re.compile(r"^- \*\*Time\*\* (\d+) minutes to read and run, (\d+) for the \[exercises\]", re.MULTILINE)
-
-
-def minutes(notebook):
-    """Minutes to read and run, and minutes of exercises, as a chapter's card says. Raises ValueError if it does not."""
-    card = nbformat.read(notebook, as_version=4).cells[0].source
-    found = TIME.search(card)
-    if not found:
-        raise ValueError(f"{notebook.name}: its card has no line `- **Time** 40 minutes to read and run, 65 for the …`")
-    return int(found[1]), int(found[2])
 
 
 def hours(total):
@@ -30,35 +16,39 @@ def hours(total):
     return f"{halves // 2 or ''}{'½' * (halves % 2)} hour{'' if halves <= 2 else 's'}"
 
 
-class Chapters(SphinxDirective):
-    """Cards of chapters, a `notebook | title | what it is about` each. family: whose colour of the map they have."""
+class Chapters(FromCards):
+    """Cards of chapters, a `number | title | what it is about` each. family: whose colour of the map they have."""
 
     has_content = True
     option_spec = {"family": directives.unchanged}  # noqa: RUF012
 
     def run(self):
-        items = []
-        for line in self.content:
-            name, title, about = (part.strip() for part in line.split(" | ", 2))
-            path = ROOT / "notebooks" / f"{name}.ipynb"
-            self.env.note_dependency(str(path))
-            read, exercises = minutes(path)
-            items += [f"- [**{name[:2]}** {title}](../notebooks/{name}.ipynb)", "", f"  {about}", ""]
-            items += [f"  *{read} min, exercises {exercises} min*", ""]
         classes = ["chapters", f"chapters-{self.options.get('family', 'none')}"]
-        return [nodes.container("", *self.parse_text_to_nodes("\n".join(items)), classes=classes)]
+        return [nodes.container("", *super().run(), classes=classes)]
+
+    def markdown(self, up):
+        return "\n".join(item for line in self.content for item in chapter(line, up))
 
 
-class CourseTime(SphinxDirective):
+def chapter(line, up):
+    """The item of one chapter. Raises ValueError where there is no chapter of that number."""
+    number, title, about = (part.strip() for part in line.split(" | ", 2))
+    if number not in cards():
+        raise ValueError(f"{number!r} is no chapter of {', '.join(cards())}")
+    card = cards()[number]
+    yield from [f"- [**{number}** {title}]({up}notebooks/{card.notebook}.ipynb)", "", f"  {about}", ""]
+    yield from [f"  *{card.reading} min, exercises {card.doing} min*", ""]
+
+
+class CourseTime(FromCards):
     """A sentence with the hours of all chapters together."""
 
-    def run(self):
-        paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
-        for path in paths:
-            self.env.note_dependency(str(path))
-        read, exercises = (sum(times) for times in zip(*map(minutes, paths), strict=True))
-        return self.parse_text_to_nodes(
-            f"{len(paths)} chapters: {hours(read)} to read and run, {hours(exercises)} of exercises, "
+    def markdown(self, up):
+        read, do = (
+            sum(column) for column in zip(*((card.reading, card.doing) for card in cards().values()), strict=True)
+        )
+        return (
+            f"{len(cards())} chapters: {hours(read)} to read and run, {hours(do)} of exercises, "
             "by the authors' estimate."
         )
 

@@ -1,15 +1,18 @@
-"""What the book generates: the matrix of checks, and the bibliography's style and anchors."""
+"""What the book generates: the matrix of checks, questions, and the bibliography's style and anchors."""
 
 import json
 import re
 from collections import Counter
 from pathlib import Path
 
+from docutils import nodes
 from pybtex.plugin import register_plugin
 from pybtex.style.formatting.unsrt import Style
 from pybtex.style.labels import BaseLabelStyle
 from pybtex.style.sorting import BaseSortingStyle
 from sphinx.util.docutils import SphinxDirective
+
+from attncourse.show import questions
 
 ROOT = Path(__file__).parents[2]
 MATRIX = ROOT / "attncourse" / "data" / "checks_matrix.json"
@@ -91,6 +94,16 @@ def slug(title):
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
+class Questions(SphinxDirective):
+    """The questions of `attncourse/data/questions/NAME.json`, as a chapter shows them."""
+
+    required_arguments = 1
+
+    def run(self):
+        self.env.note_dependency(str(ROOT / "attncourse" / "data" / "questions" / f"{self.arguments[0]}.json"))
+        return [nodes.raw("", questions(self.arguments[0]).html, format="html")]
+
+
 class AuthorYear(BaseLabelStyle):
     """Labels that say who and when: "Cho et al. 2014", and "Cho et al. 2014b" for the next one of that year."""
 
@@ -127,5 +140,6 @@ def anchor_bibliography(app, doctree):
 def setup(app):
     register_plugin("pybtex.style.formatting", "course", CourseStyle)
     app.add_directive("checks-matrix", ChecksMatrix)
+    app.add_directive("questions", Questions)
     app.connect("doctree-read", anchor_bibliography)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,12 +1,20 @@
-"""The page of devices: what `attncourse/data/tested_on.json` says, and nothing that was not measured."""
+"""What was tested on which device, and when results were last computed: what the committed records say."""
 
 import json
+import re
 from pathlib import Path
 
 from sphinx.util.docutils import SphinxDirective
 
-TESTED = Path(__file__).parents[2] / "attncourse" / "data" / "tested_on.json"
+ROOT = Path(__file__).parents[2]
+TESTED = ROOT / "attncourse" / "data" / "tested_on.json"
 PARTS = ("notebooks", "comparisons", "mechanisms", "checks")
+VERIFIED = (  # what, the records with their dates, the command that makes them
+    ("Mechanisms against other implementations", "attncourse/data/oracles.json", "make oracles"),
+    ("Theorems of the map", "attncourse/data/map.json", "make map"),
+    ("Whether the tests notice changes", "tests/mutation/results.json", "make mutation"),
+    ("Experiments and measurements", "attncourse/data/lab/*.json", "make lab, make bench"),
+)
 
 
 def tested_markdown(content):
@@ -45,6 +53,26 @@ class TestedOn(SphinxDirective):
         return self.parse_text_to_nodes(tested_markdown(json.loads(TESTED.read_text("utf-8"))))
 
 
+def verified() -> str:
+    """A table of when each kind of result was last computed: the dates stand in the committed records."""
+    lines = ["| what | last verified | again with |", "| --- | --- | --- |"]
+    for what, pattern, command in VERIFIED:
+        found = [re.findall(r'"date": "(\d{4}-\d\d-\d\d)"', path.read_text("utf-8")) for path in ROOT.glob(pattern)]
+        dates = sorted(date for dates in found for date in dates)
+        span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+        lines.append(f"| {what} | {span} | `{'`, `'.join(command.split(', '))}` |")
+    return "\n".join(lines)
+
+
+class Verified(SphinxDirective):
+    def run(self):
+        for _, pattern, _ in VERIFIED:
+            for path in ROOT.glob(pattern):
+                self.env.note_dependency(str(path))
+        return self.parse_text_to_nodes(verified())
+
+
 def setup(app):
+    app.add_directive("last-verified", Verified)
     app.add_directive("tested-on", TestedOn)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

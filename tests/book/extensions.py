@@ -1,13 +1,14 @@
-"""Extensions of the book as modules."""
+"""Extensions of the book as modules, which import each other by name."""
 
-from importlib.util import module_from_spec, spec_from_file_location
+import sys
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
 
 def load(name):
-    spec = spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    folder = str(ROOT / "book" / "_ext")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return import_module(name)

@@ -8,21 +8,19 @@ from attncourse import check
 from tests.book.extensions import ROOT, load
 
 LANDING = load("attncourse_landing")
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 INTRO = (ROOT / "book" / "intro.md").read_text()
 
 
-def test_every_card_has_its_minutes():
-    found = {path.stem: LANDING.minutes(path) for path in NOTEBOOKS}
-    assert found["00_start"] == (15, 30) and len(found) == 18
-    assert all(10 <= minutes <= 120 for times in found.values() for minutes in times)
+def test_a_card_has_the_minutes_of_its_chapter_and_leads_there():
+    card = LANDING.cards()["13"]
+    text = "\n".join(LANDING.chapter("13 | Grouped queries | A few of them", "../"))
+    assert text.startswith("- [**13** Grouped queries](../notebooks/13_gqa.ipynb)\n\n  A few of them\n")
+    assert f"*{card.reading} min, exercises {card.doing} min*" in text
 
 
-def test_a_card_without_minutes_is_named(tmp_path):
-    text = NOTEBOOKS[0].read_text().replace("**Time** 15 minutes", "**Time** some minutes")
-    (tmp_path / "00_start.ipynb").write_text(text)
-    with pytest.raises(ValueError, match=r"00_start\.ipynb: its card has no line"):
-        LANDING.minutes(tmp_path / "00_start.ipynb")
+def test_a_card_of_no_chapter_is_refused():
+    with pytest.raises(ValueError, match="'42' is no chapter of 00, 01"):
+        list(LANDING.chapter("42 | Title | about", ""))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +31,7 @@ def test_hours_to_the_half(total, text):
 
 
 def test_each_chapter_has_one_card():
-    assert sorted(re.findall(r"^(\d\d_\w+) \| ", INTRO, re.MULTILINE)) == [path.stem for path in NOTEBOOKS]
+    assert sorted(re.findall(r"^(\d\d) \| ", INTRO, re.MULTILINE)) == list(LANDING.cards())
 
 
 def test_the_colours_of_the_families_are_those_of_the_map():

@@ -2,21 +2,11 @@
 
 import json
 import re
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import nbformat
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-def load(name):
-    spec = spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from tests.book.extensions import ROOT, load
 
 PAGE = load("attncourse_oracles")
 CONTENT = json.loads(PAGE.ORACLES.read_text("utf-8"))

@@ -1,6 +1,5 @@
 """What can be said about the book without building it: its files, its markup, and whether a patch is still needed."""
 
-import importlib.util
 import inspect
 import json
 import re
@@ -15,6 +14,8 @@ import sphinx_book_theme
 import sphinx_thebe
 import sphinxcontrib.katex
 import yaml
+
+from tests.book.extensions import load
 
 ROOT = Path(__file__).parents[2]
 EXTENSIONS = sorted((ROOT / "book" / "_ext").glob("*.py"))
@@ -33,15 +34,6 @@ MYST = {
     "a substitution": r"\{\{.*\}\}",
     "an image of another host": r"!\[[^\]]*\]\( *https?:|<(img|iframe|script|link|video)\b[^>]*=[\"']?(https?:)?//",
 }
-
-
-def load(name):
-    """An extension of the book as a module."""
-    path = ROOT / "book" / "_ext" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def toc_files(node):

@@ -2,10 +2,8 @@
 
 import json
 import re
-import sys
 import tomllib
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,15 +11,10 @@ import yaml
 from attncourse import __version__
 from attncourse.checks import CHAPTERS, exercises
 from attncourse.checks.spec import ReverseExercise
+from tests.book.extensions import ROOT, load
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-
-import attncourse_cards as cards_of  # noqa: E402
-import attncourse_metadata as metadata  # noqa: E402
-import attncourse_notes as notes_of  # noqa: E402
-import attncourse_syllabus as syllabus  # noqa: E402
-
+cards_of, head = load("attncourse_cards"), load("attncourse_head")
+notes_of, syllabus, tested = load("attncourse_notes"), load("attncourse_syllabus"), load("attncourse_tested")
 CARDS = cards_of.cards()
 BOOK = ROOT / "book"
 
@@ -179,7 +172,7 @@ def test_one_version_everywhere():
     version = tomllib.loads(read("pyproject.toml"))["project"]["version"]
     citation = yaml.safe_load(read("CITATION.cff"))
     first = re.search(r"^## (.+)$", read("CHANGELOG.md"), re.MULTILINE)[1]
-    assert version == __version__ == citation["version"] == metadata.project()["version"]
+    assert version == __version__ == citation["version"]
     released = re.fullmatch(rf"{re.escape(version)}, (not released yet|\d{{4}}-\d\d-\d\d)", first)
     assert released, f"CHANGELOG.md begins with {first!r}, not with {version} and a date"
     dated = "date-released" in citation
@@ -187,7 +180,7 @@ def test_one_version_everywhere():
 
 
 def test_the_course_is_described_for_search_engines():
-    text = json.dumps(metadata.course())
+    text = json.dumps(head.course())
     course = json.loads(text)
     for field in (
         *("name", "description", "audience", "coursePrerequisites", "teaches", "timeRequired", "license", "version"),
@@ -198,27 +191,23 @@ def test_the_course_is_described_for_search_engines():
     minutes = sum(card.reading + sum(task.minutes for task in card.tasks) for card in CARDS.values())
     assert course["timeRequired"] == f"PT{minutes // 60}H{minutes % 60}M"
     assert [part["name"] for part in course["hasPart"]] == [card.title for card in CARDS.values()]
-    assert not re.search(r'\.ipynb|\.md|exercise \d|[`$]|"url"', text)
-
-
-def test_an_address_is_given_only_where_one_is_known():
-    course = metadata.course("https://example.org/attention/")
-    assert course["url"] == "https://example.org/attention/"
-    assert course["hasPart"][1]["url"] == "https://example.org/attention/notebooks/01_bahdanau.html"
+    assert not re.search(r"\.ipynb|\.md|exercise \d|[`$]", text)
+    addresses = [part["url"] for part in (course, *course["hasPart"])]  # relative: the book knows no address
+    assert addresses == ["intro.html", *(f"../notebooks/{card.notebook}.html" for card in CARDS.values())]
 
 
 @pytest.mark.parametrize(("minutes", "text"), [(45, "PT45M"), (120, "PT2H"), (1945, "PT32H25M"), (0, "PT0M")])
 def test_durations_are_those_of_iso_8601(minutes, text):
-    assert metadata.iso_duration(minutes) == text
+    assert head.iso_duration(minutes) == text
 
 
 def test_dates_of_verification_are_read_from_the_records():
-    rows = table(metadata.verified())
-    assert len(rows) == len(metadata.VERIFIED)
+    rows = table(tested.verified())
+    assert len(rows) == len(tested.VERIFIED)
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d( to \d{4}-\d\d-\d\d)?", row[1]) for row in rows)
     assert json.loads(read("attncourse/data/oracles.json"))["date"] == rows[0][1]
     targets = re.findall(r"^([a-z]+):.*## ", read("Makefile"), re.MULTILINE)
-    assert set(re.findall(r"make (\w+)", metadata.verified())) <= set(targets)
+    assert set(re.findall(r"make (\w+)", tested.verified())) <= set(targets)
 
 
 # ---- glossary and notation ----
@@ -292,7 +281,7 @@ def test_pages_show_the_version_and_the_first_one_its_metadata():
     site = ROOT / "_build" / "html"
     first = (site / "book" / "intro.html").read_text("utf-8")
     found = re.search(r'<script type="application/ld\+json">(.*?)</script>', first, re.DOTALL)
-    assert json.loads(found[1]) == metadata.course()
+    assert json.loads(found[1]) == head.course()
     for page in ("book/intro", "notebooks/03_self_attention", "exercises/03_self_attention"):
         assert f"Version {__version__}</a>" in (site / f"{page}.html").read_text("utf-8")
     assert "application/ld+json" not in (site / "book" / "glossary.html").read_text("utf-8")
