@@ -82,11 +82,25 @@ def steps(job):
 def test_the_order_is_test_build_stamp_deploy():
     jobs = load("publish")["jobs"]
     done = steps(jobs["build"])
-    places = [done.index(step) for step in ("make test", "scripts.publish", "upload-pages-artifact")]
+    order = (
+        "restrict_unprivileged_userns=0",
+        "make test",
+        "make pdf slides",
+        "scripts.publish",
+        "upload-pages-artifact",
+    )
+    places = [done.index(step) for step in order]
     assert places == sorted(places)
     assert (jobs["deploy"]["needs"], jobs["colab"]["needs"], jobs["release"]["needs"]) == ("build", "deploy", "build")
     assert "default_branch" in jobs["deploy"]["if"] and "pull_request" in jobs["deploy"]["if"]
     assert jobs["release"]["if"] == "github.ref_type == 'tag'"
+
+
+def test_what_make_test_leaves_out_without_root_is_tested_as_root():
+    """It ends with the command; the workflow adds how it spreads over the processors."""
+    command = ".venv/bin/python -m pytest tests/grading"
+    assert "sudo $(PYTEST) tests/grading" in (ROOT / "Makefile").read_text()
+    assert re.search(rf"^sudo .*{re.escape(command)} ", steps(load("publish")["jobs"]["build"]), re.MULTILINE)
 
 
 def test_the_workflow_makes_the_tree_as_the_dry_run_does():
