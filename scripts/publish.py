@@ -1,6 +1,7 @@
 """Make the tree that a fork publishes, from the built book: `make publish-dry-run REPOSITORY=owner/name`.
 
-_build/publish/site/    the book with the fork's own address in it, and the package in site/wheel/
+_build/publish/site/    the book with the fork's own address in it, and the package in site/wheel/; PDF and slides
+                        too, where `make pdf slides` has made them of this very book
 _build/publish/colab/   the branch that Colab opens: executed chapters and solutions, fresh exercises
 _build/publish/wheel/   the package, for a release
 
@@ -11,7 +12,9 @@ import argparse
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import nbformat
 from jupyter_cache import get_cache
@@ -19,10 +22,11 @@ from jupyter_cache.cache.main import JupyterCacheBase
 from nbformat import NotebookNode
 
 from scripts.build_book import BUILD, ROOT, SITE
-from scripts.stamp import Address, address, anchors, stamp_notebook, stamp_page
+from scripts.stamp import Address, address, anchors, sitemap, stamp_downloads, stamp_notebook, stamp_page
 from scripts.wheel import build_wheel
 
 EXECUTED = ("notebooks", "solutions")  # exercises are published as a learner first meets them
+DOWNLOADS = {"attncourse.pdf": "the book as one PDF", "slides": "slides of each chapter"}  # of _build
 README = """# Notebooks for Colab
 
 Made by the publishing workflow, which replaces this branch each time: change nothing here.
@@ -32,9 +36,12 @@ Text and figures: CC BY 4.0 (LICENSE-CONTENT). Code: MIT (LICENSE).
 """
 
 
-def publish(to: Address, out: Path, site: Path = SITE, outputs: Path = BUILD / ".jupyter_cache") -> Path:
-    """Write the tree into `out`; returns the wheel in its site. site: the built book; outputs: of its notebooks.
+def publish(
+    to: Address, out: Path, site: Path = SITE, outputs: Path = BUILD / ".jupyter_cache", downloads: Iterable[Path] = ()
+) -> Path:
+    """Write the tree into `out`; returns the wheel in its site.
 
+    site: the built book; outputs: of its notebooks; downloads: the book's PDF, and its folder of slides.
     Raises ValueError where a page or a link cannot be stamped.
     """
     published, branch, package = out / "site", out / "colab", out / "wheel"
@@ -42,33 +49,75 @@ def publish(to: Address, out: Path, site: Path = SITE, outputs: Path = BUILD / "
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(site, published, ignore=shutil.ignore_patterns(".*", "reports"))
     with tempfile.TemporaryDirectory() as folder:
-        made = build_wheel(Path(folder))
+        built = build_wheel(Path(folder))
         for place in (package, published / "wheel"):
             place.mkdir()
-            wheel = Path(shutil.copy(made, place))
-    sources = {path.relative_to(site / "_sources") for path in site.glob("_sources/**/*.*")}
-    notebooks = sorted(path.as_posix() for path in sources if path.suffix == ".ipynb")
-    for source in sorted(sources):  # what has none, such as the search, is no page of the course
-        page = source.with_suffix(".html").as_posix()
-        path = published / page
-        path.write_text(stamp_page(path.read_text("utf-8"), page, to, source.suffix == ".ipynb"), "utf-8")
-    ids = anchors(published)
-    cache = get_cache(outputs)
-    for name in notebooks if to.site else ():
+            wheel = Path(shutil.copy(built, place))
+    write_pages(to, published, add_downloads(downloads, published))
+    if to.site:
+        write_notebooks(to, published, branch if to.repository else None, wheel.name, outputs)
+    return wheel
+
+
+def write_pages(to: Address, site: Path, links: dict[str, str]) -> None:
+    """Stamp the pages of a copy of the book, in place, and list them for search engines. links: to downloads."""
+    sources = pages(site)
+    for page, source in sources.items():
+        html = stamp_page((site / page).read_text("utf-8"), page, to, source.suffix == ".ipynb")
+        (site / page).write_text(stamp_downloads(html, page, links), "utf-8")
+    if to.site:
+        (site / "sitemap.xml").write_text(sitemap(sources, to), "utf-8")
+        if urlsplit(to.site).path == "/":  # read at a host's root only
+            (site / "robots.txt").write_text(f"User-agent: *\nAllow: /\nSitemap: {to.site}sitemap.xml\n", "utf-8")
+
+
+def write_notebooks(to: Address, site: Path, branch: Path | None, wheel: str, outputs: Path) -> None:
+    """Stamp the notebooks that the site has to download, and write those of the branch, executed."""
+    ids, cache = anchors(site), get_cache(outputs)
+    for name in (source.as_posix() for source in pages(site).values() if source.suffix == ".ipynb"):
         fresh = nbformat.read(ROOT / name, as_version=4)
-        copies = {published / "_sources" / name: fresh}
-        if to.repository:
+        copies = {site / "_sources" / name: fresh}
+        if branch:
             copies[branch / name] = executed(fresh, name, cache) if name.startswith(EXECUTED) else fresh
         for path, notebook in copies.items():
-            stamp_notebook(notebook, name, wheel.name, to, ids)
+            stamp_notebook(notebook, name, wheel, to, ids)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(nbformat.writes(notebook) + "\n", "utf-8")
-    if to.repository:
+    if branch:
         branch.mkdir(exist_ok=True)
         (branch / "README.md").write_text(README.format(site=to.site), "utf-8")
         for name in ("LICENSE", "LICENSE-CONTENT"):
             shutil.copy(ROOT / name, branch)
-    return wheel
+
+
+def pages(site: Path) -> dict[str, Path]:
+    """The pages of the course and their sources; what has none, such as the search, is no page of it."""
+    sources = sorted(path.relative_to(site / "_sources") for path in site.glob("_sources/**/*.*"))
+    return {source.with_suffix(".html").as_posix(): source for source in sources}
+
+
+def made(build: Path, site: Path) -> list[Path]:
+    """Which downloads are there and no older than the pages of the book: others were made of another one."""
+    newest = max((site / page).stat().st_mtime for page in pages(site))
+    found = []
+    for name in DOWNLOADS:
+        files = list((build / name).glob("*.html")) if name == "slides" else [build / name]
+        if files and all(path.exists() and path.stat().st_mtime >= newest for path in files):
+            found.append(build / name)
+    return found
+
+
+def add_downloads(paths: Iterable[Path], site: Path) -> dict[str, str]:
+    """Copy them into the site; returns the text of a link to each by its path there."""
+    links = {}
+    for path in paths:
+        if path.is_dir():
+            shutil.copytree(path, site / path.name)
+            links[f"{path.name}/index.html"] = DOWNLOADS[path.name]
+        else:
+            shutil.copy(path, site)
+            links[path.name] = f"{DOWNLOADS[path.name]} ({path.stat().st_size / 1e6:.1f} MB)"
+    return links
 
 
 def executed(notebook: NotebookNode, name: str, cache: JupyterCacheBase) -> NotebookNode:
@@ -110,7 +159,8 @@ def main(argv: list[str] | None = None) -> int:
         to = address(options.repository, options.site, not options.no_issues)
         if not (SITE / "index.html").exists() or (BUILD / ".unfinished").exists():
             raise ValueError("the book is not built: run `make book`")
-        wheel = publish(to, options.out)
+        downloads = made(BUILD, SITE)
+        wheel = publish(to, options.out, downloads=downloads)
         if options.earlier:
             keep_earlier(wheel, options.earlier)
         if options.tag:
@@ -121,6 +171,9 @@ def main(argv: list[str] | None = None) -> int:
     for folder in sorted(path for path in options.out.iterdir() if path.is_dir()):
         files = [path for path in folder.rglob("*") if path.is_file()]
         print(f"{folder}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+    left_out = [text for name, text in DOWNLOADS.items() if BUILD / name not in downloads]
+    if left_out:
+        print(f"Without {' and '.join(left_out)}: run `make pdf slides` first, and they are part of the site.")
     print(f"site:  {to.site or 'not known: no notebook says where to get the package'}")
     print(f"colab: {to.colab('notebooks/00_start.ipynb') if to.repository else 'no links'}")
     print(f"wheel: {to.wheel(wheel.name) or wheel}")

@@ -11,7 +11,6 @@ import re
 import shutil
 import sys
 from copy import deepcopy
-from html import escape
 from pathlib import Path
 
 import nbformat
@@ -40,6 +39,15 @@ LIBRARIES = {
     "deck.css": DECK / "deck.css",
     "deck.js": DECK / "deck.js",
 }
+INDEX = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Slides</title>
+<style>:root {{ color-scheme: light dark }} body {{ font: 1.1rem/1.9 system-ui, sans-serif; margin: 2rem }}</style>
+</head><body><main><h1>Slides</h1>
+<p>Arrow keys go on, F fills the screen, S opens the speaker's notes, and ? lists all keys.</p>
+<ul>
+{items}
+</ul></main></body></html>
+"""
 # Between sentences: behind a full stop, which emphasis or a bracket may follow.
 SENTENCE = re.compile(r"(?:(?<=[.?!])|(?<=[.?!][*\")])|(?<=[.?!]\*\*))(?<!et al\.)\s+(?=[^a-z\d])")
 
@@ -179,22 +187,22 @@ def libraries(out: Path) -> None:
     )
 
 
-def main(names: list[str]) -> int:
-    """Make the slides of the chapters named, or of all, and a page that lists them; returns the exit status."""
+def make_all(names: list[str], out: Path) -> None:
+    """Write the slides of the chapters named, or of all, and a page that lists what there is. Exits where none is."""
     paths = sorted(EXECUTED.glob("*.ipynb"))
     chosen = [path for path in paths if not names or path.stem in names]
     if not chosen:
         sys.exit(f"{EXECUTED} has no notebook {' or '.join(names)}: run `make book`")
-    libraries(OUT)
+    libraries(out)
     for path in chosen:
-        print(make(path, OUT))
-    made = sorted(path.stem for path in OUT.glob("[0-9]*.html"))
-    rows = "".join(f'<li><a href="{name}.html">{escape(name)}</a></li>' for name in made)
-    (OUT / "index.html").write_text(
-        f'<!DOCTYPE html><html lang="en"><title>Slides</title><h1>Slides</h1><ul>{rows}</ul></html>'
-    )
-    return 0
+        print(make(path, out))
+    decks = sorted(out.glob("[0-9]*.html"))
+    titles = [re.search(r"<title>(.*): slides</title>", path.read_text("utf-8"))[1] for path in decks]
+    items = [
+        f'<li><a href="{path.name}">{path.name[:2]} {title}</a></li>' for path, title in zip(decks, titles, strict=True)
+    ]
+    (out / "index.html").write_text(INDEX.format(items="\n".join(items)), "utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    make_all(sys.argv[1:], OUT)

@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from html import escape, unescape
@@ -17,6 +17,7 @@ from scripts import setup_cell
 
 BRANCH = "colab"
 REPOSITORY = re.compile(r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}/(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}(?<!\.git)")
+DOWNLOADS = '<div class="downloads docutils">'  # where a page has room for links to them: `:::{div} downloads`
 GPU = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}}  # what Colab takes its runtime from
 LINK = re.compile(r"\]\(((?:[\w./-]*\.(?:ipynb|md))?(?:#[^)\s]*)?)\)")  # of Markdown, to a page of the course
 
@@ -88,11 +89,29 @@ def stamp_page(html: str, page: str, to: Address, is_notebook: bool) -> str:
         + (_line("report", report, "Report an error on this page") if report else "")
         + html[end:]
     )
-    if to.site:  # what a preview of a link shows has to be an absolute address
-        html = html.replace("</head>", f'<link rel="canonical" href="{to.site}{page}" />\n</head>', 1)
-        pattern = r'(<meta property="og:(?:image|url)" content=")([^"]+)'
-        html = re.sub(pattern, lambda m: m[1] + urljoin(to.site + page, m[2]), html)
-    return html
+    return _stamp_head(html, to.site + page) if to.site else html
+
+
+def _stamp_head(html: str, place: str) -> str:
+    """The page with its own address in its head, and with absolute ones where Open Graph and schema.org have others."""
+    head, end, rest = html.partition("</head>")
+    head = re.sub(r'((?:"og:image" content=|"url": )")([^"]+)', lambda m: m[1] + urljoin(place, m[2]), head)
+    own = f'<link rel="canonical" href="{place}" />\n<meta property="og:url" content="{place}" />\n'
+    return head + own + end + rest
+
+
+def stamp_downloads(html: str, page: str, files: dict[str, str]) -> str:
+    """A built page with links to files of the site, if it has a place for them. files: text of a link by its path."""
+    up = "../" * page.count("/")
+    links = " and ".join(f'<a href="{up}{path}">{text}</a>' for path, text in files.items())
+    return html.replace(DOWNLOADS, f"{DOWNLOADS}\n<p>In this copy: {links}.</p>") if links else html
+
+
+def sitemap(pages: Iterable[str], to: Address) -> str:
+    """Where the pages lie, for search engines."""
+    places = "".join(f"<url><loc>{to.site}{page}</loc></url>\n" for page in pages)
+    head = '<?xml version="1.0" encoding="UTF-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">'
+    return f"{head}\n{places}</urlset>\n"
 
 
 def _line(name: str, target: str, text: str) -> str:

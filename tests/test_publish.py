@@ -1,14 +1,16 @@
 """A fork's address: what is one, what follows from it, and where it goes in a page and a notebook."""
 
 import json
+import os
 from urllib.parse import parse_qs, urlsplit
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
 from nbformat import v4
 
 from scripts import publish as publishing
-from scripts.stamp import GPU, Address, address, anchors, stamp_notebook, stamp_page
+from scripts.stamp import GPU, Address, address, anchors, stamp_downloads, stamp_notebook, stamp_page
 
 PAGE = """<html><head><title>Masks &amp; queries &#8212; attncourse</title>{head}</head>
 <body><h1>For print</h1><article class="bd-article"><section><h1>Masks</h1><p id="the-idea">x</p>
@@ -99,11 +101,25 @@ def test_a_page_has_only_the_links_that_lead_somewhere():
     assert stamp_page(plain, "a/b.html", Address(), is_notebook=True) == plain
 
 
-def test_previews_get_absolute_addresses():
-    head = '<meta property="og:image" content="../_static/preview.png" /><meta property="og:title" content="a/b" />'
-    html = stamp_page(PAGE.format(head=head), "book/map.html", FORK, is_notebook=False)
-    assert 'content="https://some-one.github.io/attention.course/_static/preview.png"' in html
-    assert 'content="a/b"' in html
+def test_addresses_in_the_head_become_absolute_and_others_stay():
+    head = '<meta property="og:image" content="../_static/card.png" /><meta property="og:title" content="a/b" />'
+    head += '<script type="application/ld+json">{"url": "map.html", "hasPart": [{"url": "../a/b.html"}]}</script>'
+    plain = PAGE.format(head=head).replace("<p ", '<p title="&quot;url&quot;: &quot;x&quot;"> "url": "x"</p><p ')
+    html = stamp_page(plain, "book/map.html", FORK, is_notebook=False)
+    root = "https://some-one.github.io/attention.course"
+    assert f'content="{root}/_static/card.png"' in html and 'content="a/b"' in html
+    assert f'{{"url": "{root}/book/map.html", "hasPart": [{{"url": "{root}/a/b.html"}}]}}' in html
+    assert f'<meta property="og:url" content="{root}/book/map.html" />' in html and '"url": "x"' in html
+
+
+def test_downloads_are_linked_where_a_page_has_room_for_them():
+    room = '<div class="downloads docutils">\n<p>Both can be printed.</p></div>'
+    files = {"attncourse.pdf": "the book", "slides/index.html": "slides"}
+    html = stamp_downloads(f"<h1>x</h1>{room}", "book/teaching/syllabus.html", files)
+    links = '<a href="../../attncourse.pdf">the book</a> and <a href="../../slides/index.html">slides</a>'
+    assert f'docutils">\n<p>In this copy: {links}.</p>\n<p>Both' in html
+    assert stamp_downloads("<h1>x</h1>", "book/map.html", files) == "<h1>x</h1>"
+    assert stamp_downloads(room, "book/map.html", {}) == room
 
 
 def test_what_is_no_page_of_the_book_is_refused():
@@ -199,7 +215,37 @@ def test_without_an_address_the_book_is_as_it_was_built(site, wheel, tmp_path):
     assert placed == out / "site" / "wheel" / WHEEL
     for path in site.rglob("*.html"):
         assert (out / "site" / path.relative_to(site)).read_text() == path.read_text()
-    assert not (out / "colab").exists()
+    assert not (out / "colab").exists() and not (out / "site" / "sitemap.xml").exists()
+
+
+@pytest.mark.parametrize(("given", "at_root"), [("", False), ("https://e.org", True), ("https://e.org/course", False)])
+def test_pages_are_listed_for_search_engines(site, wheel, tmp_path, given, at_root):
+    to, out = address("Some-One/attention", given), tmp_path / "out"
+    publishing.publish(to, out, site, outputs=tmp_path / "cache")
+    listed = ElementTree.parse(out / "site" / "sitemap.xml").iter("{http://www.sitemaps.org/schemas/sitemap/0.9}loc")
+    assert [place.text for place in listed] == [f"{to.site}book/map.html"]  # the other page has no source
+    robots = out / "site" / "robots.txt"
+    assert robots.exists() == at_root
+    assert not at_root or f"Sitemap: {to.site}sitemap.xml\n" in robots.read_text()
+
+
+def test_pdf_and_slides_of_this_book_are_published_and_older_ones_are_not(site, wheel, tmp_path):
+    page = site / "book" / "map.html"
+    page.write_text(page.read_text().replace("<h2", '<div class="downloads docutils"></div><h2'))
+    assert publishing.made(tmp_path, site) == []
+    pdf, slides = tmp_path / "attncourse.pdf", tmp_path / "slides"
+    (slides / "lib").mkdir(parents=True)
+    for path in (pdf, slides / "index.html", slides / "05_causal.html", slides / "lib" / "reveal.js"):
+        path.write_text("x" * 149_000)
+    assert publishing.made(tmp_path, site) == [pdf, slides]
+    publishing.publish(FORK, tmp_path / "out", site, outputs=tmp_path / "cache", downloads=[pdf, slides])
+    html = (tmp_path / "out" / "site" / "book" / "map.html").read_text()
+    assert 'href="../attncourse.pdf">the book as one PDF (0.1 MB)</a> and <a href="../slides/index.html">' in html
+    assert (tmp_path / "out" / "site" / "slides" / "lib" / "reveal.js").exists()
+    os.utime(slides / "05_causal.html", (1, 1))
+    assert publishing.made(tmp_path, site) == [pdf]
+    os.utime(pdf, (1, 1))
+    assert publishing.made(tmp_path, site) == []
 
 
 def test_what_an_earlier_run_left_is_not_published_again(site, wheel, tmp_path):

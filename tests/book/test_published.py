@@ -17,6 +17,7 @@ import yaml
 
 from scripts import setup_cell
 from scripts.publish import publish
+from scripts.slides import make_all as make_slides
 from scripts.stamp import address
 from tests.book.test_pages import AXE, AXE_OPTIONS
 
@@ -35,8 +36,11 @@ NOTEBOOKS = {
 
 @pytest.fixture(scope="module")
 def tree(site, tmp_path_factory):
-    out = tmp_path_factory.mktemp("publish")
-    publish(TO, out)
+    """With slides of one chapter, and a file for the PDF, which takes minutes to print."""
+    out, made = tmp_path_factory.mktemp("publish"), tmp_path_factory.mktemp("made")
+    (made / "attncourse.pdf").write_bytes(b"%PDF-1.7")
+    make_slides(["13_gqa"], made / "slides")
+    publish(TO, out, downloads=[made / "attncourse.pdf", made / "slides"])
     return out
 
 
@@ -46,7 +50,7 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.links, self.ids, self.named, self._link = [], set(), [], None
-        self.canonical = None
+        self.canonical, self.shared = None, {}
         self.feed(path.read_text("utf-8"))
 
     def handle_starttag(self, tag, attributes):
@@ -57,6 +61,8 @@ class Page(HTMLParser):
             self.canonical = target
         elif target:
             self.links.append(target)
+        if tag == "meta" and attributes.get("property", "").startswith("og:"):
+            self.shared[attributes["property"]] = attributes["content"]
         self._link = [target, ""] if tag == "a" and target else self._link
 
     def handle_data(self, text):
@@ -105,7 +111,8 @@ def test_every_page_says_where_it_lies_and_how_to_report_an_error(tree):
     assert len(pages(tree)) > 60
     for name in pages(tree):
         page = read(tree / "site" / name)
-        assert page.canonical == TO.site + name
+        assert page.canonical == page.shared["og:url"] == TO.site + name
+        assert page.shared["og:image"] == f"{TO.site}_static/card.png"
         (report,) = page.to("Report an error on this page")
         assert report.startswith(f"https://github.com/{REPOSITORY}/issues/new?")
         fields = parse_qs(urlsplit(report).query)
@@ -119,6 +126,26 @@ def test_notebooks_pages_and_no_others_open_in_colab(tree):
     expected = {page: [COLAB + page.removesuffix(".html") + ".ipynb"] for page in pages(tree)}
     assert {page for page, found in opened.items() if found} == {f"{name[:-6]}.html" for name in NOTEBOOKS}
     assert all(found == expected[page] for page, found in opened.items() if found)
+
+
+def test_search_engines_find_every_page(tree):
+    text = (tree / "site" / "sitemap.xml").read_text("utf-8")
+    assert re.findall(r"<loc>(.*)</loc>", text) == [TO.site + name for name in pages(tree)]
+    first = (tree / "site" / "book" / "intro.html").read_text("utf-8")
+    course = json.loads(re.search(r'<script type="application/ld\+json">(.*?)</script>', first, re.DOTALL)[1])
+    places = [part["url"] for part in (course, *course["hasPart"])]
+    assert len(places) == 19 and all(place.startswith(TO.site) and not lost(place, tree) for place in places)
+
+
+def test_pdf_and_slides_are_linked(tree):
+    found = [name for name in pages(tree) if "attncourse.pdf" in "".join(read(tree / "site" / name).links)]
+    assert found == ["book/how_to_use.html", "book/teaching/syllabus.html"]
+    for name in found:
+        assert {urljoin(name, target) for target in read(tree / "site" / name).links} >= {
+            "attncourse.pdf",
+            "slides/index.html",
+        }
+    assert read(tree / "site" / "slides" / "index.html").named == [("13_gqa.html", "13 Grouped-query attention")]
 
 
 def test_links_of_pages_resolve(tree):
