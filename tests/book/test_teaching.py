@@ -247,6 +247,11 @@ def test_a_score_has_its_evidence():
         assert (ROOT / path).exists(), path
 
 
+def test_the_scores_know_whether_a_gpu_was_tried():
+    runs = json.loads(read("attncourse/data/tested_on.json"))["runs"]
+    assert ("tried: none so far" in read("book/quality.md")) == (not any(run["device"] == "cuda" for run in runs))
+
+
 def test_the_paper_cites_what_its_bibliography_has():
     text, entries = read("paper.md"), read("paper.bib")
     keys = re.findall(r"^@\w+\{(\w+),", entries, re.MULTILINE)
@@ -273,6 +278,8 @@ def test_readme_has_the_range_of_minutes():
     least, most = min(card.doing for card in cards), max(card.doing for card in cards)
     text = " ".join(read("README.md").split())
     assert f"takes {shortest} to {longest} minutes to read and run, and {least} to {most} for its exercises" in text
+    hours = sum(card.reading + card.doing for card in cards) / 60
+    assert len(CARDS) == 18 and f"all eighteen take {hours:.0f} hours" in text
 
 
 @pytest.mark.browser
