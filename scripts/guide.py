@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -174,14 +173,11 @@ def take_pictures(folder: Path) -> None:
     """Pictures of the pages in `folder`, light and dark, beside the guide. Each says what it was made from."""
     from PIL import Image, ImageOps
     from PIL.PngImagePlugin import PngInfo
-    from playwright.sync_api import sync_playwright
 
-    from scripts.look import CHROMIUM
+    from scripts import chromium
 
-    executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
     hashes = made_from(folder)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+    with chromium.started() as browser:
         for name, path in PICTURES.items():
             for scheme in ("light", "dark"):
                 sheet = browser.new_page(
@@ -195,7 +191,6 @@ def take_pictures(folder: Path) -> None:
                 small = framed.quantize(32, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
                 small.save(PAGE.parent / f"{name}-{scheme}.png", optimize=True, pnginfo=note)
                 sheet.close()
-        browser.close()
 
 
 def main() -> int:

@@ -1,18 +1,16 @@
 """Take pictures of built pages, to look at: light and dark, wide and 390 px, in pieces a viewer can show.
 
-python scripts/look.py notebooks/00_start [PAGE …] [--out FOLDER] [--site FOLDER]   (after make book)
+python -m scripts.look notebooks/00_start [PAGE …] [--out FOLDER] [--site FOLDER]   (after make book)
 """
 
 import argparse
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from scripts import chromium
 
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PIECE, OVERLAP = 1600, 80  # pixels of height in one picture, and of it what the picture before has too
 VIEWS = {"light": ("light", 1280), "dark": ("dark", 1280), "narrow": ("light", 390), "narrow-dark": ("dark", 390)}
 
@@ -26,11 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     out = options.out or Path(tempfile.mkdtemp(prefix="attncourse-look-"))
     out.mkdir(parents=True, exist_ok=True)
-    executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if executable is None:
-        sys.exit("no Chromium found: install it, on Debian or Ubuntu with `sudo apt-get install chromium`")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+    with chromium.started() as browser:
         for name in options.pages:
             path = (options.site / name).with_suffix(".html")
             if not path.exists():
@@ -47,7 +41,6 @@ def main(argv: list[str] | None = None) -> int:
                     page.screenshot(path=picture)
                     print(picture)
                 page.close()
-        browser.close()
     return 0
 
 

@@ -6,18 +6,17 @@ book begins, the second time with these numbers in the contents.
 
 import argparse
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from pypdf import PdfReader
 
+from scripts import chromium
 from scripts.one_document import HOME, Page, document
 
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
 def numbers(pdf: Path, pages: list[Page]) -> dict[str, int]:
@@ -70,13 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not (options.site / HOME).exists():
         sys.exit(f"{options.site / HOME} does not exist: run `make book`")
-    executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if executable is None:
-        sys.exit("no Chromium found: install it, on Debian or Ubuntu with `sudo apt-get install chromium`")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+    with chromium.started() as browser:
         print_book(options.site.resolve(), options.out.resolve(), browser, options.pages)
-        browser.close()
     count, size = len(PdfReader(options.out).pages), options.out.stat().st_size
     print(f"{count} pages, {size / 1e6:.1f} MB: {options.out}")
     return 0

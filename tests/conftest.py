@@ -1,7 +1,5 @@
 """What all tests share: one thread, and one Chromium."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -10,29 +8,13 @@ pytest_plugins = ["pytester", "tests.oracles.recording"]  # the second holds com
 # The tensors are small, and pytest spreads over the cores by processes.
 torch.set_num_threads(1)
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-quic",
-]
-
 
 @pytest.fixture(scope="session")
 def browser():
-    from playwright.sync_api import sync_playwright
+    from scripts import chromium
 
-    executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if executable is None:
-        pytest.fail("no Chromium found: install it, on Debian or Ubuntu with `sudo apt-get install chromium`")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+    with chromium.started() as browser:
         yield browser
-        browser.close()
 
 
 ROOT_ONLY = "isolation level B can be tested by root only"  # how the reason of such a skip begins

@@ -11,7 +11,6 @@ import functools
 import gzip
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,8 @@ import threading
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+from scripts import chromium
 from tests.book.conftest import SITE, QuietHandler
-from tests.conftest import ARGUMENTS, CHROMIUM
 
 HERE = Path(__file__).parent
 LIGHTHOUSE = HERE / "node_modules" / "lighthouse" / "cli" / "index.js"
@@ -64,15 +63,14 @@ def slowed(index: float) -> float:
 
 def report(url: str, factor: float, folder: Path) -> dict:
     """Lighthouse's report on a page. Raises RuntimeError with its last words where there is none."""
-    chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if chromium is None:
-        raise RuntimeError("no Chromium found: install it, on Debian or Ubuntu with `sudo apt-get install chromium`")
     target = folder / "report.json"
-    flags = " ".join(["--headless=new", *ARGUMENTS])
+    flags = " ".join(["--headless=new", *chromium.ARGUMENTS])
     command = ["node", str(LIGHTHOUSE), url, "--quiet", "--no-enable-error-reporting", "--output=json"]
     command += [f"--output-path={target}", f"--chrome-flags={flags}", f"--throttling.cpuSlowdownMultiplier={factor:g}"]
     target.unlink(missing_ok=True)
-    done = subprocess.run(command, env=os.environ | {"CHROME_PATH": chromium}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | {"CHROME_PATH": chromium.executable()}, capture_output=True, text=True
+    )
     if not target.exists():
         raise RuntimeError(f"Lighthouse made no report on {url}: {(done.stderr.strip().splitlines() or [''])[-1]}")
     return json.loads(target.read_text("utf-8"))
