@@ -41,11 +41,15 @@ KERNEL = 'c.IPKernelApp.log_level = "ERROR"\n'
 def fingerprint(patterns):
     """One hash over the names and contents of the files that match."""
     digest = hashlib.sha256()
-    files = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
-    for path in sorted(files):
-        if "__pycache__" not in path.parts:
-            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    for path in sorted(files(patterns)):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def files(patterns):
+    """The files that match."""
+    found = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
+    return {path for path in found if "__pycache__" not in path.parts}
 
 
 def clear_outdated():

@@ -21,7 +21,7 @@ from jupyter_cache import get_cache
 from jupyter_cache.cache.main import JupyterCacheBase
 from nbformat import NotebookNode
 
-from scripts.build_book import BUILD, ROOT, SITE
+from scripts.build_book import BUILD, DERIVED, ROOT, SITE, files
 from scripts.stamp import Address, address, anchors, sitemap, stamp_downloads, stamp_notebook, stamp_page
 from scripts.wheel import build_wheel
 
@@ -97,12 +97,17 @@ def pages(site: Path) -> dict[str, Path]:
 
 
 def made(build: Path, site: Path) -> list[Path]:
-    """Which downloads are there and no older than the pages of the book: others were made of another one."""
-    newest = max((site / page).stat().st_mtime for page in pages(site))
+    """Which downloads are there and no older than what the book is made from: others are of another book.
+
+    The pages themselves are no measure, since each build writes some of them again.
+    """
+    sources = [ROOT / source for source in pages(site).values()]
+    sources += files(pattern for _, patterns in DERIVED.values() for pattern in patterns)
+    newest = max(path.stat().st_mtime for path in sources)
     found = []
     for name in DOWNLOADS:
-        files = list((build / name).glob("*.html")) if name == "slides" else [build / name]
-        if files and all(path.exists() and path.stat().st_mtime >= newest for path in files):
+        parts = list((build / name).glob("*.html")) if name == "slides" else [build / name]
+        if parts and all(path.exists() and path.stat().st_mtime >= newest for path in parts):
             found.append(build / name)
     return found
 
@@ -169,8 +174,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Not published: {error}", file=sys.stderr)
         return 1
     for folder in sorted(path for path in options.out.iterdir() if path.is_dir()):
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        print(f"{folder}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+        print(f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB")
     left_out = [text for name, text in DOWNLOADS.items() if BUILD / name not in downloads]
     if left_out:
         print(f"Without {' and '.join(left_out)}: run `make pdf slides` first, and they are part of the site.")
