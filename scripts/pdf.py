@@ -41,7 +41,7 @@ def print_book(site: Path, out: Path, browser: Browser, only: Sequence[str] = ()
     """
     html, pages = document(site, only)
     out.parent.mkdir(parents=True, exist_ok=True)
-    source = out.with_suffix(".html")
+    source, unfinished = out.with_suffix(".html"), out.with_suffix(".unfinished.pdf")
     foreign, begins = [], {}
     sheet = browser.new_page(java_script_enabled=False, color_scheme="light")
     sheet.set_default_timeout(600_000)
@@ -49,14 +49,15 @@ def print_book(site: Path, out: Path, browser: Browser, only: Sequence[str] = ()
     for final in (False, True):
         source.write_text(numbered(html, begins), encoding="utf-8")
         sheet.goto(source.as_uri(), wait_until="load")
-        sheet.pdf(path=out, prefer_css_page_size=True, tagged=final, outline=final, print_background=True)
-        before, begins = begins, numbers(out, pages)
+        sheet.pdf(path=unfinished, prefer_css_page_size=True, tagged=final, outline=final, print_background=True)
+        before, begins = begins, numbers(unfinished, pages)
     sheet.close()
     source.unlink()
     if foreign:
         raise ValueError(f"the book asks other hosts for {', '.join(sorted(set(foreign)))}")
     if before != begins:
         raise ValueError("the page numbers moved between two printings: the contents would be wrong")
+    unfinished.replace(out)
     return begins
 
 

@@ -104,7 +104,9 @@ def stamp_downloads(html: str, page: str, files: dict[str, str]) -> str:
     """A built page with links to files of the site, if it has a place for them. files: text of a link by its path."""
     up = "../" * page.count("/")
     links = " and ".join(f'<a href="{up}{path}">{text}</a>' for path, text in files.items())
-    return html.replace(DOWNLOADS, f"{DOWNLOADS}\n<p>In this copy: {links}.</p>") if links else html
+    if not links:
+        return html
+    return re.sub(f"({DOWNLOADS}.*?)(?=</div>)", rf"\1<p>In this copy: {links}.</p>\n", html, flags=re.DOTALL)
 
 
 def sitemap(pages: Iterable[str], to: Address) -> str:
