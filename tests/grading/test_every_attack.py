@@ -385,7 +385,16 @@ def test_nothing_outside_was_touched(folder):
     while (left := processes_called(MARK[-15:])) and time.monotonic() < end:
         time.sleep(0.05)
     assert not left
-    wanted = [".lock", "adjustments.csv", "feedback", "gradebook.csv", "records", "results", "summary.html"]
+    wanted = [
+        ".assignment",
+        ".lock",
+        "adjustments.csv",
+        "feedback",
+        "gradebook.csv",
+        "records",
+        "results",
+        "summary.html",
+    ]
     assert sorted(path.name for path in folder.out.iterdir()) == wanted
 
 
