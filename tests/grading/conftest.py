@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from attncourse.checks import exercises
-from attncourse.grading import bundle
+from attncourse.grading import bundle, classroom
 from attncourse.grading.examiner import Exam, Times, Workers, grade
 from attncourse.grading.handout import course_folder
+from attncourse.grading.key import Assigned, Assignment, Key
 from tests.conftest import ROOT_ONLY
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,20 @@ def bare_workers(exam):
     skip_unless_root()
     with Workers(exam.given, "B", extra=False) as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory):
+    """A key with one assignment: chapter 01."""
+    key = Key.make(tmp_path_factory.mktemp("key") / "course.key")
+    key.add(Assignment("week-1", "Week 1", "", tuple(Assigned(e.id, None, e.points) for e in exercises("bahdanau"))))
+    return key
+
+
+@pytest.fixture(scope="module")
+def work(key):
+    """What that assignment asks for."""
+    return classroom.assigned_work(key, key.assignment())
 
 
 @pytest.fixture(scope="session")

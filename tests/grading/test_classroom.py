@@ -18,12 +18,11 @@ from pathlib import Path
 import pytest
 
 from attncourse import cli
-from attncourse.checks import exercises
 from attncourse.grading import classroom, isolation
 from attncourse.grading.classroom import ClassError, alone_in, grade_class, plan, work_found
 from attncourse.grading.classroom import InThisProcess as Inline
 from attncourse.grading.intake import find_submissions
-from attncourse.grading.key import Assigned, Assignment, Key
+from attncourse.grading.key import Assigned
 from tests.grading.a_class import FRESH, FULL, NO_TANH, ROOT, SOLVED, UNIFORM, marked, notebook, with_answer
 from tests.grading.conftest import skip_unless_root
 
@@ -63,18 +62,6 @@ def fill(folder, files):
     for student, data in files.items():
         (folder / f"{student}.ipynb").write_bytes(data)
     return folder
-
-
-@pytest.fixture(scope="module")
-def key(tmp_path_factory):
-    key = Key.make(tmp_path_factory.mktemp("key") / "course.key")
-    key.add(Assignment("week-1", "Week 1", "", tuple(Assigned(e.id, None, e.points) for e in exercises("bahdanau"))))
-    return key
-
-
-@pytest.fixture(scope="module")
-def work(key):
-    return classroom.assigned_work(key, key.assignment())
 
 
 def essence(graded):

@@ -15,19 +15,16 @@ from concurrent.futures import Executor
 from functools import partial
 from types import SimpleNamespace
 
+import distributed
 import pytest
 
-distributed = pytest.importorskip("distributed")
-
-from attncourse import cli  # noqa: E402
-from attncourse.checks import exercises  # noqa: E402
-from attncourse.grading import classroom, cluster  # noqa: E402
-from attncourse.grading.classroom import ClassError, Records, grade_class  # noqa: E402
-from attncourse.grading.cluster import Cluster, Terms  # noqa: E402
-from attncourse.grading.intake import find_submissions  # noqa: E402
-from attncourse.grading.key import Assigned, Assignment, Key  # noqa: E402
-from tests.grading.a_class import FRESH, FULL, ROOT, SOLVED, UNIFORM, marked, with_answer  # noqa: E402
-from tests.grading.test_classroom import Inline, alive, children, essence, fill  # noqa: E402
+from attncourse import cli
+from attncourse.grading import classroom, cluster
+from attncourse.grading.classroom import ClassError, Records, grade_class
+from attncourse.grading.cluster import Cluster, Terms
+from attncourse.grading.intake import find_submissions
+from tests.grading.a_class import FRESH, FULL, ROOT, SOLVED, UNIFORM, marked, with_answer
+from tests.grading.test_classroom import Inline, alive, children, essence, fill
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Dask workers shut submissions in as Linux can"),
@@ -59,7 +56,7 @@ class Dask:
         self.folder, self.processes = folder, []
         file = folder / "scheduler.json"
         self.scheduler = self.start("scheduler", "--host=127.0.0.1", "--port=0", f"--scheduler-file={file}")
-        until(file.exists)
+        until(lambda: file.exists() and whole(file.read_text()))
         self.address = json.loads(file.read_text())["address"]
 
     def start(self, what, *arguments, **environment):
@@ -83,6 +80,13 @@ class Dask:
                 os.kill(pid, signal.SIGKILL)
         for process in self.processes:
             process.wait()
+
+
+def whole(text):
+    """Whether this is all of a JSON text, and not only its beginning."""
+    with contextlib.suppress(ValueError):
+        return bool(json.loads(text))
+    return False
 
 
 def until(true, seconds=120):
@@ -113,18 +117,6 @@ def workers(dask):
     with dask.client() as client:
         client.wait_for_workers(2, timeout=240)
     return mortal, nanny
-
-
-@pytest.fixture(scope="module")
-def key(tmp_path_factory):
-    key = Key.make(tmp_path_factory.mktemp("key") / "course.key")
-    key.add(Assignment("week-1", "Week 1", "", tuple(Assigned(e.id, None, e.points) for e in exercises("bahdanau"))))
-    return key
-
-
-@pytest.fixture(scope="module")
-def work(key):
-    return classroom.assigned_work(key, key.assignment())
 
 
 @pytest.fixture(scope="module")

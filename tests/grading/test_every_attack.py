@@ -286,37 +286,43 @@ LEVELS = [at_level("A"), at_level("B")]
 MARK = f"attack-{os.getpid()}-{time.monotonic_ns()}"
 
 
+def place_for(level, tmp_path_factory):
+    """A folder that only its owner can open, for a run at this level."""
+    if level == "B":
+        skip_unless_root()
+    place = tmp_path_factory.mktemp(f"class-{level}")
+    place.chmod(0o700)
+    return place
+
+
 @pytest.fixture(scope="module", params=LEVELS)
 def folder(request, tmp_path_factory):
     """The class in a folder, after the run."""
-    if request.param == "B":
-        skip_unless_root()
-    place = tmp_path_factory.mktemp(f"attacks-{request.param}")
-    place.chmod(0o700)
+    place = place_for(request.param, tmp_path_factory)
     nobody = {"user": 65534} if os.geteuid() == 0 else {}
-    others = [subprocess.Popen(["sleep", "1000"], **who) for who in ({}, nobody)]
     key = make_key(place)
     (place / "canary").write_text("alive")
     expected = fill(place / "class")
-    for name, (what, points) in attacks(place, [other.pid for other in others], MARK).items():
-        (place / "class" / f"{student(name)}.ipynb").write_bytes(what if isinstance(what, bytes) else notebook(what))
-        expected[student(name)] = points
-    before = contents(place), sources()
-    run = Run(request.param, place, place / "class", expected, key)
-    run.before, run.others = before, [other.poll() for other in others]
-    for other in others:
-        other.kill()
-        other.wait()
+    others = [subprocess.Popen(["sleep", "1000"], **who) for who in ({}, nobody)]
+    try:
+        for name, (what, points) in attacks(place, [other.pid for other in others], MARK).items():
+            data = what if isinstance(what, bytes) else notebook(what)
+            (place / "class" / f"{student(name)}.ipynb").write_bytes(data)
+            expected[student(name)] = points
+        before = contents(place), sources()
+        run = Run(request.param, place, place / "class", expected, key)
+        run.before, run.others = before, [other.poll() for other in others]
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
     return run
 
 
 @pytest.fixture(scope="module", params=LEVELS)
 def packed(request, tmp_path_factory):
     """The class in a zip, after the run."""
-    if request.param == "B":
-        skip_unless_root()
-    place = tmp_path_factory.mktemp(f"zip-{request.param}")
-    place.chmod(0o700)
+    place = place_for(request.param, tmp_path_factory)
     expected = hostile_zip(place / "class.zip")
     return Run(request.param, place, place / "class.zip", expected, make_key(place), inside=True)
 

@@ -178,7 +178,7 @@ def test_gradescope(tmp_path):
         {
             "assignment_77_export/submission_metadata.yml": METADATA.encode(),
             "assignment_77_export/submission_11/13_gqa.ipynb": marked("ada"),
-            "assignment_77_export/submission_12/work/13_gqa.ipynb": marked("pair"),
+            "assignment_77_export/submission_12/homework/13_gqa.ipynb": marked("pair"),
             "assignment_77_export/submission_13/13_gqa.ipynb": marked("nobody"),
         },
         tmp_path / "s.zip",
