@@ -41,7 +41,7 @@ unit: .venv/test.stamp
 	$(call say,Unit tests; oracles and mutants)
 	@$(PYTEST) -m 'not browser' -n 2 --dist loadgroup
 
-check: lint unit  ## quick: lint and unit tests, before every commit (a minute or two)
+check: lint unit  ## lint and unit tests, without notebooks and pages (a quarter of an hour)
 
 notebooks-run: .venv/test.stamp
 	$(call say,Every notebook from top to bottom)
