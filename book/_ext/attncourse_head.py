@@ -22,9 +22,19 @@ LICENCES = ["https://creativecommons.org/licenses/by/4.0/", "https://spdx.org/li
 
 
 def described(doctree) -> str:
-    """The first paragraph of a page: the theme computes a description and does not use it."""
+    """The first paragraph that says something: its sentences that fit into 160 characters, else its first clauses.
+
+    The theme computes a description and does not use it.
+    """
     texts = (" ".join(node.astext().split()) for node in (doctree.findall(nodes.paragraph) if doctree else ()))
-    return shorten(next((text for text in texts if len(text) > 60), ""), 160, placeholder=" …")
+    text = next((text for text in texts if len(text) > 60), "").removeprefix("In one sentence. ")
+    if len(text) <= 160:
+        return re.sub(":$", ".", text)
+    sentences = [found.end() for found in re.finditer(r"[.?!](?= )", text[:161])]
+    if sentences and sentences[-1] >= 50:
+        return text[: sentences[-1]]
+    clauses = [found.start() for found in re.finditer(r"[,;:](?= )", text[:159])]
+    return text[: clauses[-1]] + " …" if clauses and clauses[-1] >= 50 else shorten(text, 160, placeholder=" …")
 
 
 def open_graph(page: str, title: str, description: str) -> str:
@@ -99,7 +109,7 @@ def add(app, page, templatename, context, doctree):
     title = unescape(re.sub(r"<[^>]+>", "", context.get("title", ""))) or page.title()
     first = page == app.config.root_doc
     found = [f'<meta name="description" content="{escape(description)}" />'] if description else []
-    found.append(open_graph(page, f"{app.config.project}: {title}" if first else title, description))
+    found.append(open_graph(page, f"{app.config.html_title}: {title}" if first else title, description))
     if first:
         text = json.dumps(course(), ensure_ascii=False).replace("<", "\\u003c")
         found.append(f'<script type="application/ld+json">{text}</script>')

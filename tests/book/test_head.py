@@ -27,12 +27,20 @@ def test_a_page_says_what_it_is_and_points_to_no_address():
     assert "description" not in tags("search", "")[0]
 
 
+def described(text):
+    return HEAD.described(nodes.section("", nodes.paragraph(text=text)))
+
+
 def test_the_description_is_the_first_paragraph_that_says_something():
     page = nodes.section(
         "", *(nodes.paragraph(text=text) for text in ("Short.", "a  long\nline " * 20, "Later. " * 20))
     )
     found = HEAD.described(page)
     assert found.startswith("a long line a long line ") and found.endswith(" …") and 140 < len(found) <= 160
+    clauses = "In one sentence. " + "It has a cost, " * 4 + "and another: " + "a long one " * 20
+    assert described(clauses).startswith("It has") and described(clauses).endswith("and another …")
+    assert described("Half of it. " * 7 + "word " * 40) == ("Half of it. " * 7).strip()
+    assert described("A paragraph before a block of code ends in a colon, as this one does:").endswith("does.")
     assert HEAD.described(nodes.section("", nodes.paragraph(text="Short."))) == HEAD.described(None) == ""
 
 
