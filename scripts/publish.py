@@ -22,7 +22,7 @@ from jupyter_cache.cache.main import JupyterCacheBase
 from nbformat import NotebookNode
 
 from scripts.build_book import BUILD, DERIVED, ROOT, SITE, files
-from scripts.stamp import Address, address, anchors, sitemap, stamp_downloads, stamp_notebook, stamp_page
+from scripts.stamp import Address, address, anchors, sitemap, stamp_downloads, stamp_first, stamp_notebook, stamp_page
 from scripts.wheel import build_wheel
 
 EXECUTED = ("notebooks", "solutions")  # exercises are published as a learner first meets them
@@ -65,6 +65,8 @@ def write_pages(to: Address, site: Path, links: dict[str, str]) -> None:
     for page, source in sources.items():
         html = stamp_page((site / page).read_text("utf-8"), page, to, source.suffix == ".ipynb")
         (site / page).write_text(stamp_downloads(html, page, links), "utf-8")
+    first = site / "index.html"
+    first.write_text(stamp_first(first.read_text("utf-8"), to), "utf-8")
     if to.site:
         (site / "sitemap.xml").write_text(sitemap(sources, to), "utf-8")
         if urlsplit(to.site).path == "/":  # read at a host's root only

@@ -92,10 +92,18 @@ def stamp_page(html: str, page: str, to: Address, is_notebook: bool) -> str:
     return _stamp_head(html, to.site + page) if to.site else html
 
 
-def _stamp_head(html: str, place: str) -> str:
-    """The page with its own address in its head, and with absolute ones where Open Graph and schema.org have others."""
+def stamp_first(html: str, to: Address) -> str:
+    """The page at the site's root, which leads to the landing page: a link to it is shown as one to that."""
+    return _stamp_head(html, to.site + "book/intro.html", to.site) if to.site else html
+
+
+def _stamp_head(html: str, place: str, base: str = "") -> str:
+    """The page with its own address in its head, and with absolute ones where Open Graph and schema.org have others.
+
+    base: what addresses in the head are relative to, where that is not the page's own address.
+    """
     head, end, rest = html.partition("</head>")
-    head = re.sub(r'((?:"og:image" content=|"url": )")([^"]+)', lambda m: m[1] + urljoin(place, m[2]), head)
+    head = re.sub(r'((?:"og:image" content=|"url": )")([^"]+)', lambda m: m[1] + urljoin(base or place, m[2]), head)
     own = f'<link rel="canonical" href="{place}" />\n<meta property="og:url" content="{place}" />\n'
     return head + own + end + rest
 

@@ -10,7 +10,7 @@ import pytest
 from nbformat import v4
 
 from scripts import publish as publishing
-from scripts.stamp import GPU, Address, address, anchors, stamp_downloads, stamp_notebook, stamp_page
+from scripts.stamp import GPU, Address, address, anchors, stamp_downloads, stamp_first, stamp_notebook, stamp_page
 
 PAGE = """<html><head><title>Masks &amp; queries &#8212; attncourse</title>{head}</head>
 <body><h1>For print</h1><article class="bd-article"><section><h1>Masks</h1><p id="the-idea">x</p>
@@ -110,6 +110,13 @@ def test_addresses_in_the_head_become_absolute_and_others_stay():
     assert f'content="{root}/_static/card.png"' in html and 'content="a/b"' in html
     assert f'{{"url": "{root}/book/map.html", "hasPart": [{{"url": "{root}/a/b.html"}}]}}' in html
     assert f'<meta property="og:url" content="{root}/book/map.html" />' in html and '"url": "x"' in html
+
+
+def test_the_first_page_is_shared_as_the_landing_page():
+    plain = '<html><head><meta property="og:image" content="_static/card.png" /></head><body></body></html>'
+    html, root = stamp_first(plain, FORK), "https://some-one.github.io/attention.course"
+    assert f'<meta property="og:image" content="{root}/_static/card.png" />' in html
+    assert f'<link rel="canonical" href="{root}/book/intro.html" />' in html and stamp_first(plain, Address()) == plain
 
 
 def test_downloads_are_linked_where_a_page_has_room_for_them():

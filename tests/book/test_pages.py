@@ -126,6 +126,10 @@ def test_the_first_page_leads_to_the_landing_page(site):
     assert html.html["lang"] == "en"
     assert html.title.text
     assert html.find("a")["href"] == "book/intro.html"
+    said = {tag["property"]: tag["content"] for tag in html.find_all("meta", property=re.compile("^og:"))}
+    landing = soup("book/intro.html").find("meta", attrs={"name": "description"})
+    assert said["og:description"] == html.find("meta", attrs={"name": "description"})["content"] == landing["content"]
+    assert (site / said["og:image"]).exists()
 
 
 def test_axe_is_at_work(browser):
