@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from attncourse.grading import examiner, filters, isolation, users
-from attncourse.grading.examiner import Workers
-from tests.grading.conftest import skip_unless_root
+from attncourse.grading.examiner import Workers, grade
+from tests.grading.conftest import PATIENT, skip_unless_root
 from tests.grading.test_attacks import (
     EXAMINERS_MEMORY,
     FILL,
@@ -71,13 +71,14 @@ for _ in range(1200):
 """
 
 
-def test_nothing_of_a_submission_is_left(graded_bare):
-    grade = graded_bare([LEFT_BEHIND, "import os\nraise RuntimeError(os.getuid())", *SOLVED])
-    assert grade.points == FULL
-    uid = int(grade.cell_errors[1].split()[-1])  # others are being graded elsewhere, as other users
+def test_nothing_of_a_submission_is_left(exam, bare_workers):
+    cells = [LEFT_BEHIND, "import os\nraise RuntimeError(os.getuid())", *SOLVED]
+    graded = grade(cells, exam, bare_workers, PATIENT)  # its processes never end, its cells do
+    assert graded.points == FULL
+    uid = int(graded.cell_errors[1].split()[-1])  # others are being graded elsewhere, as other users
     assert uid in users.UIDS
     for part in ("more processes", "files outside its folder", "3 shared memories"):
-        assert part in grade.left
+        assert part in graded.left
     assert Path("/etc/passwd").exists()
     assert not users.processes_of(uid)
     for folder in map(Path, users.WRITABLE):
