@@ -256,6 +256,7 @@ def test_can_be_shared(page):
     html = soup(page)
     said = {tag["property"]: tag["content"] for tag in html.find_all("meta", property=re.compile("^og:"))}
     assert said["og:title"] and said["og:site_name"] == "attncourse" and len(said["og:image:alt"].split()) > 5
+    assert "not set" not in said["og:title"]
     description = html.find("meta", attrs={"name": "description"})
     assert said.get("og:description") == (description and description["content"])
     assert (SITE / page).parent.joinpath(said["og:image"]).resolve() == SITE / "_static" / "card.png"
