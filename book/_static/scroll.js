@@ -43,6 +43,19 @@ for (const box of document.querySelectorAll("article .ac-scroll")) {
   for (const node of [box, ...box.children]) marked.observe(node);
 }
 
+// A box higher than the window is shown from its top: a browser would show its middle, thousands of pixels further on.
+addEventListener("focusin", ({ target }) => {
+  const high = target.clientHeight > innerHeight && target.matches(":focus-visible");
+  if (high && target.getBoundingClientRect().top < 0) target.scrollIntoView({ block: "start" });
+});
+
+// Some buttons drop the focus when they are pressed, and the next Tab begins at the top of the page. A press with the
+// keyboard (its click has no count) leaves it where it was.
+addEventListener("click", ({ target, detail }) => {
+  const button = detail === 0 && target.closest?.(".copybtn, .theme-switch-button, .primary-toggle");
+  if (button) setTimeout(() => document.activeElement === document.body && button.focus({ preventScroll: true }));
+}, true);
+
 // Paper is white: a page that is dark on the screen is printed in the light theme.
 const pageData = document.documentElement.dataset;
 let themeOnScreen;

@@ -37,7 +37,7 @@ attncourse.piece("map", (root, data) => {
     said.classList.toggle("ac-told", !!choice);
     if (!choice) return said.replaceChildren(hint());
     const close = el("button", { type: "button" }, "Close");
-    close.addEventListener("click", () => pin(null));
+    close.addEventListener("click", () => pinHere(null));
     if (choice.node === undefined) {
       const copies = choice.theorems.flatMap((i) => [...items[i].children].map((part) => part.cloneNode(true)));
       return said.replaceChildren(...copies, close);
@@ -45,7 +45,7 @@ attncourse.piece("map", (root, data) => {
     const { title, year, about, links, theorems } = data.nodes[choice.node];
     const buttons = theorems.map((i) => {
       const button = el("button", { type: "button" }, data.theorems[i].name);
-      button.addEventListener("click", () => pin({ theorems: [i] }));
+      button.addEventListener("click", () => pinHere({ theorems: [i] }));
       return button;
     });
     said.replaceChildren(
@@ -64,6 +64,13 @@ attncourse.piece("map", (root, data) => {
   function pin(choice) {
     pinned = choice;
     show(choice);
+  }
+
+  // The button that was pressed is gone afterwards: the panel takes its focus.
+  said.tabIndex = -1;
+  function pinHere(choice) {
+    pin(choice);
+    said.focus({ preventScroll: true });
   }
 
   // The choice that a part of a drawing stands for.
