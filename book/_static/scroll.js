@@ -56,6 +56,10 @@ addEventListener("click", ({ target, detail }) => {
   if (button) setTimeout(() => document.activeElement === document.body && button.focus({ preventScroll: true }));
 }, true);
 
+// On a narrow screen the contents of a page lie over it: who has chosen a section wants to see it.
+const contents = document.getElementById("pst-secondary-sidebar-modal");
+contents?.addEventListener("click", ({ target }) => target.closest('a[href^="#"]') && contents.close());
+
 // Paper is white: a page that is dark on the screen is printed in the light theme.
 const pageData = document.documentElement.dataset;
 let themeOnScreen;
