@@ -51,6 +51,7 @@ INDEX = """<!DOCTYPE html>
 # Between sentences: behind a full stop, which emphasis or a bracket may follow.
 LINKED = re.compile(r"\]\([^)]*\)")
 QUOTED = re.compile(r'\*"[^"]*[".]\*')  # a misunderstanding, which never stands without its answer
+DATED = re.compile(r", (?:\w+ )*20\d\d-\d\d\b")  # where an exhibit was found: what it is comes next
 SENTENCE = re.compile(r"(?:(?<=[.?!])|(?<=[.?!][*\")])|(?<=[.?!]\*\*))(?<!et al\.)\s+(?=[^a-z\d])")
 
 
@@ -67,6 +68,8 @@ def in_front(block: str) -> str:
         return text  # it asks
     first, *more = SENTENCE.split(text)
     while more and len(QUOTED.sub("", LINKED.sub("", first))) < SHORT:
+        first += " " + more.pop(0)
+    if more and DATED.search(first):
         first += " " + more.pop(0)
     return marker + first
 
@@ -130,7 +133,7 @@ def split(output: NotebookNode) -> list[str]:
 
 
 def streams_once(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """The outputs without text that stands in the stream before: merging streams leaves the parts in the build's copy."""
+    """The outputs, without text that an earlier stream holds: merging streams leaves the parts in the build's copy."""
     kept: list[NotebookNode] = []
     for output in outputs:
         if output.output_type == "stream" and any(
