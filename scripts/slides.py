@@ -49,6 +49,9 @@ INDEX = """<!DOCTYPE html>
 </ul></main></body></html>
 """
 # Between sentences: behind a full stop, which emphasis or a bracket may follow.
+LINKED = re.compile(r"\]\([^)]*\)")
+QUOTED = re.compile(r'\*"[^"]*[".]\*')  # a misunderstanding, which never stands without its answer
+DATED = re.compile(r", (?:\w+ )*20\d\d-\d\d\b")  # where an exhibit was found: what it is comes next
 SENTENCE = re.compile(r"(?:(?<=[.?!])|(?<=[.?!][*\")])|(?<=[.?!]\*\*))(?<!et al\.)\s+(?=[^a-z\d])")
 
 
@@ -61,8 +64,12 @@ def in_front(block: str) -> str:
     """The first sentence of a paragraph or item, and more while that is short, such as **In one sentence.**"""
     text = re.sub(r" \(exercises? [^)]*\)", "", " ".join(block.split("\n")))
     marker, text = re.fullmatch(r"((?:[-*]|\d+\.) +)?(.*)", text).groups("")
+    if text.startswith("**Before you look"):
+        return text  # it asks
     first, *more = SENTENCE.split(text)
-    while more and len(re.sub(r"\]\([^)]*\)", "", first)) < SHORT:
+    while more and len(QUOTED.sub("", LINKED.sub("", first))) < SHORT:
+        first += " " + more.pop(0)
+    if more and DATED.search(first):
         first += " " + more.pop(0)
     return marker + first
 
@@ -109,6 +116,8 @@ def split(output: NotebookNode) -> list[str]:
     if "ac-comparison" in root["class"]:  # this chapter's row, and the one before: the whole is too much
         for row in root.select("tbody tr")[:-2]:
             row.decompose()
+        if root.figcaption:
+            root.figcaption.string = "The last two rows of the running comparison; the lower is new."
     if "ac-questions" in root["class"]:
         data = root.find("script", type="application/json")
         parts = []
@@ -123,9 +132,22 @@ def split(output: NotebookNode) -> list[str]:
     return [str(soup)]
 
 
+def streams_once(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """The outputs, without text that an earlier stream holds: merging streams leaves the parts in the build's copy."""
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        if output.output_type == "stream" and any(
+            earlier.output_type == "stream" and earlier.name == output.name and output.text.rstrip() in earlier.text
+            for earlier in kept
+        ):
+            continue
+        kept.append(output)
+    return kept
+
+
 def slides(notebook: NotebookNode) -> NotebookNode:
     """The notebook of the slides, for nbconvert: every cell in it has its slide type."""
-    cells, heading = [], ""
+    cells, heading, asked = [], "", False
 
     def add(cell: NotebookNode, kind: str) -> None:
         cell.metadata["slideshow"] = {"slide_type": kind}
@@ -137,6 +159,10 @@ def slides(notebook: NotebookNode) -> NotebookNode:
         heading = titles[-1] if titles else heading
         if kind in (None, "", "skip"):
             continue
+        if asked and cell.cell_type == "code" and kind == "-":
+            kind = "subslide"  # first the question, then the figure
+        if kind != "notes":
+            asked = cell.cell_type == "markdown" and "**Before you look" in cell.source
         if cell.cell_type == "markdown":
             if kind != "notes":
                 above = "" if titles or kind == "-" else f"{heading}\n\n"
@@ -145,6 +171,7 @@ def slides(notebook: NotebookNode) -> NotebookNode:
             continue
         if kind != "-":
             add(new_markdown_cell(heading, id=f"{cell.id}-heading"), kind)
+        cell.outputs = streams_once(cell.outputs)
         rich = [i for i, output in enumerate(cell.outputs) if "text/html" in output.get("data", {})]
         parts = split(cell.outputs[rich[0]]) if len(rich) == 1 else []
         if parts:

@@ -17,7 +17,7 @@ function overflow(slide) {
   const room = slide.getBoundingClientRect();
   const boxes = [body, ...body.querySelectorAll(":scope table, :scope pre, :scope svg, :scope figure")].map((box) => box.getBoundingClientRect());
   const right = Math.max(...boxes.map((box) => box.right)) - room.right;
-  const bottom = Math.max(...boxes.map((box) => box.bottom)) - (document.querySelector(".slides").getBoundingClientRect().bottom);
+  const bottom = Math.max(...boxes.map((box) => box.bottom)) - (slide.closest(".pdf-page") ?? document.querySelector(".slides")).getBoundingClientRect().bottom;
   return Math.round(Math.max(right, bottom) / scale);
 }
 
@@ -27,7 +27,7 @@ renderMathInElement(document.querySelector(".slides"), {
 });
 Reveal.initialize({
   width: 1280, height: 720, margin: 0.02, center: false, hash: true, transition: "none", slideNumber: "c/t",
-  navigationMode: "default", plugins: [RevealNotes],
+  pdfMaxPagesPerSlide: 1, navigationMode: "default", plugins: [RevealNotes],
 }).then(() => fit(Reveal.getCurrentSlide()));
 Reveal.on("slidechanged", ({ currentSlide }) => fit(currentSlide));
 Reveal.on("resize", () => fit(Reveal.getCurrentSlide()));
