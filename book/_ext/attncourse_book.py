@@ -63,14 +63,6 @@ PATCHES = [  # (why, pattern in a rendered page, replacement)
         r'role="listitem"',
     ),
 ]
-INDEX = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>attncourse</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="refresh" content="0; url=book/intro.html">
-{shared}
-</head>
-<body><main><h1>attncourse</h1><p><a href="book/intro.html">Open the course</a></p></main></body></html>
-"""
 
 
 def mend(html):
@@ -130,20 +122,8 @@ def state_version(app, pagename, templatename, context, doctree):
     context["theme_extra_footer"] = f"{context.get('theme_extra_footer', '')} {version}."
 
 
-def first_page(landing):
-    """The page at the site's root, from the HTML of the landing page.
-
-    Programs that show a shared link do not follow it there, so it says of itself what the landing page says.
-    """
-    tags = re.findall(r'<meta (?:name="(?:description|twitter:card)"|property="og:[\w:]+") content="[^"]*" />', landing)
-    return INDEX.format(shared="\n".join(tags).replace('"../', '"'))
-
-
 def finish(app, exception):
-    """Replace Jupyter Book's redirect, which has no language, title or link, and drop what no page loads."""
-    landing = Path(app.outdir, "book", "intro.html")
-    html = landing.read_text("utf-8") if landing.exists() else ""
-    Path(app.outdir, "index.html").write_text(first_page(html), "utf-8")
+    """Drop what no page loads."""
     for path in Path(app.outdir, "_static", "scripts").glob("fontawesome*"):
         path.unlink()
 

@@ -13,6 +13,7 @@ from textwrap import shorten
 import yaml
 from attncourse_cards import cards
 from attncourse_picture import ALT, PICTURE
+from attncourse_text import JOINER
 from docutils import nodes
 
 from attncourse import __version__
@@ -20,13 +21,23 @@ from attncourse import __version__
 ROOT = Path(__file__).parents[2]
 LICENCES = ["https://creativecommons.org/licenses/by/4.0/", "https://spdx.org/licenses/MIT.html"]
 
+INDEX = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>attncourse</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="refresh" content="0; url=book/intro.html">
+{shared}
+</head>
+<body><main><h1>attncourse</h1><p><a href="book/intro.html">Open the course</a></p></main></body></html>
+"""
+
 
 def described(doctree) -> str:
     """The first paragraph that says something: its sentences that fit into 160 characters, else its first clauses.
 
     The theme computes a description and does not use it.
     """
-    texts = (" ".join(node.astext().split()) for node in (doctree.findall(nodes.paragraph) if doctree else ()))
+    paragraphs = doctree.findall(nodes.paragraph) if doctree else ()
+    texts = (" ".join(node.astext().replace(JOINER, "").split()) for node in paragraphs)
     text = next((text for text in texts if len(text) > 60), "").removeprefix("In one sentence. ")
     if len(text) <= 160:
         return re.sub(":$", ".", text)
@@ -66,6 +77,8 @@ def course() -> dict:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     hours = iso_duration(sum(card.reading + card.doing for card in chapters))
     authors = {"@type": "Organization", "name": citation["authors"][0]["name"]}
+    first = (ROOT / "book" / "intro.md").read_text("utf-8")
+    abilities = [plain(text) for text in re.findall(r"^- (\*\*\w+\*\* .+)$", first, re.MULTILINE)]
     common = {"inLanguage": "en", "isAccessibleForFree": True, "license": LICENCES}
     parts = [
         {
@@ -93,10 +106,10 @@ def course() -> dict:
         "provider": authors,
         "keywords": citation["keywords"],
         "learningResourceType": ["executable book", "exercise", "lesson plan"],
-        "educationalLevel": "advanced",
+        "educationalLevel": "intermediate",
         "audience": {"@type": "EducationalAudience", "educationalRole": ["student", "teacher", "professional"]},
         "coursePrerequisites": plain(chapters[0].you_need),
-        "teaches": [card.title for card in chapters[1:]],
+        "teaches": abilities,
         "timeRequired": hours,
         "hasCourseInstance": {"@type": "CourseInstance", "courseMode": "online", "courseWorkload": hours},
         "hasPart": parts,
@@ -116,6 +129,22 @@ def add(app, page, templatename, context, doctree):
     context["metatags"] = context.get("metatags", "") + "\n".join(found)
 
 
+def first_page(landing):
+    """The page at the site's root, from the HTML of the landing page.
+
+    Programs that show a shared link do not follow it there, so it says of itself what the landing page says.
+    """
+    tags = re.findall(r'<meta (?:name="(?:description|twitter:card)"|property="og:[\w:]+") content="[^"]*" />', landing)
+    return INDEX.format(shared="\n".join(tags).replace('"../', '"'))
+
+
+def lead(app, exception):
+    """Replace Jupyter Book's redirect to the landing page, which has no language, title or link."""
+    landing = Path(app.outdir, "book", "intro.html").read_text("utf-8") if exception is None else ""
+    Path(app.outdir, "index.html").write_text(first_page(landing), "utf-8")
+
+
 def setup(app):
     app.connect("html-page-context", add)
+    app.connect("build-finished", lead)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

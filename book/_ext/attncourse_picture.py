@@ -25,7 +25,7 @@ def draw(path):
     axes.text(70, 190, "attncourse", size=27, color=BLUE, weight="bold", **text)
     axes.text(70, 285, "Attention,\nrun and checked", size=43, color=DARK, weight="bold", va="top", linespacing=1.15)
     axes.texts[-1].set_y(225)
-    about = "From the alignment of 2014\nto the latent caches of today:\na course in programs."
+    about = "From the alignment of 2014\nto the small caches of today:\nread it, run it, write it."
     axes.text(70, 425, about, size=21, color=GREY, va="top", linespacing=1.45, family="DejaVu Sans")
     cell, left, top = 64, 1200 - 70 - 64 * len(words), 200
     for t, row in enumerate(example["weights"][: len(written)]):

@@ -188,6 +188,7 @@ def test_the_course_is_described_for_search_engines():
     ):
         assert course[field], field
     assert course["@type"] == ["Course", "LearningResource"]
+    assert [text.split()[0] for text in course["teaches"]] == ["Write", "Recognise", "Count", "Choose"]
     minutes = sum(card.reading + sum(task.minutes for task in card.tasks) for card in CARDS.values())
     assert course["timeRequired"] == f"PT{minutes // 60}H{minutes % 60}M"
     assert [part["name"] for part in course["hasPart"]] == [card.title for card in CARDS.values()]
