@@ -21,7 +21,10 @@ def notes(card, up):
     lines = [f"## {card.number} {card.title}", ""]
     lines += [f"{link_to(card, up)}: {card.reading} minutes to read and run, {card.doing} for the exercises.", ""]
     if questions := predictions(cells):
-        lines += ["**Ask before the cell runs**", "", *(f"- {text}" for text in questions), ""]
+        lines += ["**Ask before the cell runs**", ""]
+        for question, answer in questions:
+            lines += [f"- {question}", *[f"  - {answer}"] * bool(answer)]
+        lines.append("")
     said, section = misunderstandings(cells)
     if said:
         address = f"{up}notebooks/{card.notebook}.ipynb#{section}"
@@ -37,12 +40,13 @@ def notes(card, up):
 
 
 def predictions(cells):
-    """The questions of `show.predict` in a notebook, but for those whose text is computed."""
+    """Questions of `show.predict` in a notebook, with answers: computed questions are left out, computed answers ""."""
     calls = (
         node for kind, text in cells if kind == "code" and "show.predict" in text for node in ast.walk(parse(text))
     )
     calls = [call for call in calls if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "predict"]
-    return [call.args[0].value for call in calls if call.args and isinstance(call.args[0], ast.Constant)]
+    texts = ([getattr(text, "value", "") for text in call.args[:2]] for call in calls)
+    return [(question, answer if isinstance(answer, str) else "") for question, answer in texts if question]
 
 
 def parse(text):

@@ -157,11 +157,15 @@ def test_notes_have_every_chapter_and_exercise():
 
 def test_notes_are_what_the_notebook_says():
     cells = [
-        ("code", '%matplotlib inline\nshow.predict("How large?", "Small.")\nshow.predict(f"Of {n}?", "None.")'),
+        (
+            "code",
+            '%matplotlib inline\nshow.predict("How large?", "Small.")\nshow.predict(f"Of {n}?", "None.")'
+            '\nshow.predict("Why?", f"{n}.")',
+        ),
         ("markdown", '## When to use it\n\n- *"Not this."*\n\n**Three misunderstandings**\n\n- *"A."* B.\n- *"C."*, D'),
         ("markdown", '## Recall\n\n- *"Nor this."*'),
     ]
-    assert notes_of.predictions(cells) == ["How large?"]
+    assert notes_of.predictions(cells) == [("How large?", "Small."), ("Why?", "")]
     assert notes_of.misunderstandings(cells) == (["A.", "C."], "when-to-use-it")
 
 
