@@ -1,4 +1,5 @@
-// Boxes that scroll sideways can be reached with the keyboard, but only while there is something to scroll.
+// Boxes that scroll sideways can be reached with the keyboard, but only while there is something to scroll. Across, one
+// pixel is enough: browsers stop there by themselves, and the theme too.
 // Without scripts nothing is lost in browsers that focus scrollers themselves.
 const BOXES = {
   "Code": ".highlight pre",
@@ -9,7 +10,7 @@ const BOXES = {
 const resized = new ResizeObserver((entries) => {
   const near = entries.flatMap(({ target }) => [target, target.parentElement]);
   const boxes = [...new Set(near)].filter((box) => box.dataset.scrollName);
-  const overflow = boxes.map((box) => box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1);
+  const overflow = boxes.map((box) => box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight + 1);
   boxes.forEach((box, i) => update(box, overflow[i])); // all is measured before anything changes: one layout, not hundreds
 });
 
@@ -33,11 +34,15 @@ for (const [name, selector] of Object.entries(BOXES)) {
   }
 }
 
-// Boxes of `show` have a role and a name of their own: only mark that there is more to the right.
+// Boxes of `show` have a role, a name and a stop of their own: mark that there is more to the right, or take the stop.
 const marked = new ResizeObserver((entries) => {
   const boxes = [...new Set(entries.map(({ target }) => target.closest(".ac-scroll")))];
-  const more = boxes.map((box) => box.scrollWidth > box.clientWidth + 1);
-  boxes.forEach((box, i) => box.classList.toggle("ac-more", more[i]));
+  const more = boxes.map((box) => box.scrollWidth > box.clientWidth);
+  boxes.forEach((box, i) => {
+    box.classList.toggle("ac-more", more[i]);
+    if (more[i]) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  });
 });
 for (const box of document.querySelectorAll("article .ac-scroll")) {
   for (const node of [box, ...box.children]) marked.observe(node);

@@ -33,6 +33,36 @@ FORMULAS = """
         return {text: formula.textContent.slice(0, 80), typeset: typeset.length, width: box.width, height: box.height};
     })
 """
+KINDS = ("book/intro", "notebooks/01_bahdanau", "exercises/01_bahdanau", "book/checks", "book/claims", "search")
+FOCUS = """() => {
+    // What the ring may be drawn on: the element, what it is in or before, what is in it.
+    const near = (e) => [
+        e, e.parentElement, e.closest("li"), e.closest(".sd-card"), e.firstElementChild, e.nextElementSibling,
+    ];
+    const drawn = ["outlineStyle", "boxShadow", "borderColor", "backgroundColor", "textDecorationLine", "stroke"];
+    const look = (e) => near(e).map((node) => {
+        const style = node && node.getBoundingClientRect().height > 2 && getComputedStyle(node); // seen
+        return style && drawn.map((name) => style[name]).join();
+    });
+    const still = document.createElement("style");
+    still.textContent = "* { transition: none !important; scroll-behavior: auto !important; }";
+    document.head.append(still);
+    const before = new Map([...document.querySelectorAll("*")].filter((e) => e.tabIndex >= 0).map((e) => [e, look(e)]));
+    window.focusFaults = () => {
+        const e = document.activeElement, was = before.get(e), is = look(e), faults = [];
+        if (e === document.body) return null;
+        if (was && is.every((style, i) => style === was[i])) faults.push("looks as before");
+        const boxes = [...e.getClientRects()].filter(({ width, height }) => width && height);
+        const seen = boxes.map((box) => {
+            const [top, bottom] = [Math.max(0, box.top), Math.min(innerHeight, box.bottom)];
+            return document.elementFromPoint(box.left + box.width / 2, (top + bottom) / 2);
+        });
+        const parts = [e, ...(e.labels || [])];
+        const own = (top) => top && (parts.some((part) => part.contains(top)) || top.contains(e));
+        if (boxes.length && !seen.some(own)) faults.push("covered");
+        return faults.map((fault) => `${fault}: ${e.outerHTML.slice(0, 120)}`);
+    };
+}"""
 
 pytestmark = pytest.mark.browser  # all of it: what needs no browser still needs the built book
 
@@ -167,6 +197,67 @@ def test_follows_the_colour_scheme(visit, page):
 @pytest.mark.parametrize("width", [390, 320])
 def test_no_sideways_scrolling(visit, page, width):
     assert visit(page).widths[width] <= width
+
+
+@pytest.fixture
+def keyboard(browser, address):
+    """keyboard(page): a sheet with that page, for who has no mouse."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+
+    def load(page):
+        sheet = context.new_page()
+        sheet.goto(f"{address}/{page}.html")
+        sheet.wait_for_function(
+            "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
+        )
+        return sheet
+
+    yield load
+    context.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_focus_is_seen_wherever_tab_goes(keyboard, kind):
+    sheet = keyboard(kind)
+    sheet.evaluate(FOCUS)
+    reached, faults = 0, []
+    for _ in range(1000):
+        sheet.keyboard.press("Tab")
+        if (found := sheet.evaluate("focusFaults()")) is None:
+            break
+        reached += 1
+        faults += found
+    assert reached > 30 and not faults, "\n".join(faults)
+
+
+def test_boxes_of_show_are_stops_while_they_scroll(keyboard):
+    sheet = keyboard("notebooks/01_bahdanau")
+    sheet.locator("article details").evaluate_all("nodes => nodes.forEach((node) => (node.open = true))")
+    seen = """nodes => nodes.filter((box) => box.checkVisibility())
+        .map((box) => [box.scrollWidth > box.clientWidth, box.tabIndex == 0])"""
+    for width in (1280, 320):
+        sheet.set_viewport_size({"width": width, "height": 800})
+        sheet.wait_for_timeout(200)
+        boxes = sheet.locator("article .ac-scroll").evaluate_all(seen)
+        assert {(True, True), (False, False)} == set(map(tuple, boxes))
+
+
+def test_code_is_copied_and_not_what_it_printed(keyboard):
+    sheet = keyboard("notebooks/01_bahdanau")
+    assert sheet.locator(".cell_input .copybtn").count() > 3 and sheet.locator(".cell_output .copybtn").count() == 0
+    assert keyboard("book/how_to_use").locator(".copybtn").count() > 0
+
+
+def test_tab_goes_on_from_a_copy_button(keyboard):
+    sheet = keyboard("notebooks/01_bahdanau")
+    button = sheet.locator(".copybtn:visible").first
+    button.press("Enter")
+    sheet.wait_for_timeout(100)
+    sheet.keyboard.press("Tab")
+    after = """button => document.activeElement != document.body
+        && button.compareDocumentPosition(document.activeElement) == Node.DOCUMENT_POSITION_FOLLOWING
+        && document.querySelector("article").contains(document.activeElement)"""
+    assert button.evaluate(after)
 
 
 def test_is_light(visit, page, record_property):

@@ -119,6 +119,17 @@ def test_every_theorem_tells_its_numbers(open_page):
         assert text == items[i] + "Close"
 
 
+def test_the_keyboard_keeps_its_help_and_its_place(open_page):
+    page = open_page(FRAGMENT)
+    page.keyboard.press("Tab")
+    assert page.get_by_text("Enter opens the chapter").is_visible() and "Enter" not in status(page)
+    for name in (r"Luong = additive", "Close"):
+        page.get_by_role("button", name=name).press("Enter")
+        assert page.evaluate("document.activeElement.className").startswith("ac-live ac-atlas-said")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("document.activeElement.matches('.ac-node')")
+
+
 def test_a_click_or_a_touch_chooses_and_stays(open_page):
     for options in ({}, {"has_touch": True, "viewport": {"width": 390, "height": 800}}):
         page = open_page(FRAGMENT, **options)

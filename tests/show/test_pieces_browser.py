@@ -41,12 +41,12 @@ def example_figure() -> show.Output:
     return show.figure(fig, alt="A line.", caption="It rises.", table={"step": [1, 2, 3], "loss": [1, 2, 3]})
 
 
-def example_questions(folder) -> show.Output:
+def example_questions(folder, names: str = "ab") -> show.Output:
     options = [
         {"text": "`first`", "feedback": "No, `this` is <wrong>."},
         {"text": "second", "feedback": "Yes.", "correct": True},
     ]
-    record = {"questions": [{"id": name, "prompt": f"Prompt {name}?", "options": options} for name in "ab"]}
+    record = {"questions": [{"id": name, "prompt": f"Prompt {name}?", "options": options} for name in names]}
     (folder / "q.json").write_text(json.dumps(record), encoding="utf-8")
     return show.questions("q", folder=folder)
 
@@ -178,6 +178,42 @@ def test_predict_wants_a_guess_first(open_page):
     page.get_by_label("How many?").fill("<b>5</b>")
     page.keyboard.press("Enter")
     assert re.sub(r"\s+", " ", page.locator("[role=status]").inner_text()) == "Your guess <b>5</b> Answer 128, <always>"
+
+
+def test_right_answers_at_the_first_try_are_counted(open_page, tmp_path):
+    """Where there are many: a chapter has five."""
+    page = open_page(content(example_questions(tmp_path, "abcde")))
+    assert page.locator(".ac-questions > [role=status]").count() == 0
+    page = open_page(content(example_questions(tmp_path, "abcdef")))
+    count = page.locator(".ac-questions > [role=status]")
+    for n, form in enumerate(page.locator("form").all()):
+        form.get_by_role("button").click()  # nothing is chosen: no try
+        for option in ([0, 1], [1, 0], [1], [1], [1], [1])[n]:  # the second is right
+            form.get_by_role("radio").nth(option).check()
+            form.get_by_role("button").click()
+        todo = f", {5 - n} to go" if n < 5 else ""
+        assert count.inner_text() == f"{n} of 6 right at the first try{todo}."
+
+
+@pytest.mark.parametrize("outputs", ["questions", "predict"])
+def test_an_answer_below_the_window_comes_into_it(open_page, tmp_path, outputs):
+    two = show.predict("Which?", "This.", options=["this", "that"])
+    output = example_questions(tmp_path) if outputs == "questions" else two
+    page = open_page(f'{content(output)}<div style="height: 2000px">', viewport={"width": 1000, "height": 300})
+    page.get_by_role("radio").first.check()
+    button = page.get_by_role("button").first
+    button.evaluate("node => scrollTo(0, node.getBoundingClientRect().bottom + scrollY - innerHeight)")
+    button.press("Enter")
+    answer = page.locator("form [role=status]").first.bounding_box()
+    assert answer["height"] > 20 and answer["y"] + answer["height"] <= 300
+
+
+def test_marks_are_seen_in_forced_colours(open_page):
+    page = open_page(content(example_alignment()), forced_colors="active")
+    assert page.evaluate("matchMedia('(forced-colors: active)').matches")
+    for mark in (".ac-bar span", ".ac-chips :checked + span"):
+        colour = page.locator(mark).first.evaluate("node => getComputedStyle(node).backgroundColor")
+        assert colour not in ("rgb(255, 255, 255)", "rgba(0, 0, 0, 0)"), mark
 
 
 def test_predict_with_options(open_page):

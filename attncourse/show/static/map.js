@@ -4,10 +4,13 @@ attncourse.piece("map", (root, data) => {
   const said = root.querySelector(".ac-atlas-said");
   const items = root.querySelectorAll(".ac-atlas-list > li");
   const drawings = [...root.querySelectorAll(".ac-atlas > svg")];
-  const hint = () => el("p", {}, "Choose a mechanism or a condition: here you read what is known of it. With the " +
-    "keyboard: arrow keys go along in time, and across through the theorems of a mechanism; Enter opens the chapter.");
+  const hint = () => el("p", {}, "Choose a mechanism or a condition: here you read what is known of it.");
   let pinned = null;
   let from = 0; // the node whose theorems the arrow keys go through
+
+  // It stays where it is: what the panel says gives way to the first mechanism that has the focus.
+  drawings[0].before(el("p", { class: "ac-dim ac-controls" }, "With the keyboard: arrow keys go along in time, " +
+    "and across through theorems; Enter opens the chapter."));
 
   // What belongs to a choice {node} or {theorems}.
   function belongs(choice) {

@@ -7,6 +7,7 @@
     node.addEventListener("submit", (event) => {
       event.preventDefault();
       onsubmit();
+      node.lastChild.scrollIntoView({ block: "nearest" }); // what was answered may begin below the window
     });
     place.replaceWith(node);
     return node;
@@ -16,6 +17,10 @@
   const legend = (place) => [...place.querySelectorAll(":scope > p")];
 
   piece("questions", (root, data) => {
+    const tries = []; // whether the first was right
+    const count = live();
+    const all = data.correct.length;
+    if (all > 5) root.append(count); // a chapter's five need no sum
     root.querySelectorAll(".ac-question").forEach((question, n) => {
       const place = question.querySelector(".ac-static");
       const feedback = [...place.querySelectorAll(".ac-feedback span")];
@@ -30,6 +35,10 @@
         const i = group.chosen();
         if (i < 0) return say("", "Choose an answer first.");
         const right = i === data.correct[n];
+        tries[n] ??= right;
+        const todo = all - Object.keys(tries).length;
+        const sum = `${tries.filter(Boolean).length} of ${all} right at the first try`;
+        count.textContent = todo ? `${sum}, ${todo} to go.` : `${sum}.`;
         const mark = el("b", {}, right ? "✓ Right. " : "✗ Not this one. ");
         say(right ? "ac-right" : "ac-wrong", mark, feedback[i].cloneNode(true));
       }).append(status);
