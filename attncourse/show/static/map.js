@@ -4,8 +4,9 @@ attncourse.piece("map", (root, data) => {
   const said = root.querySelector(".ac-atlas-said");
   const items = root.querySelectorAll(".ac-atlas-list > li");
   const drawings = [...root.querySelectorAll(".ac-atlas > svg")];
-  const hint = () => el("p", {}, "Choose a mechanism or a condition: here you read what is known of it. With the " +
-    "keyboard: arrow keys go along in time, and across through the theorems of a mechanism; Enter opens the chapter.");
+  const hint = () => el("p", {}, "Choose a mechanism or a condition: here you read what is known of it.",
+    el("span", { class: "ac-keyboard" }, " With the keyboard: arrow keys go along in time, and across through the " +
+    "theorems of a mechanism; Enter opens the chapter."));
   let pinned = null;
   let from = 0; // the node whose theorems the arrow keys go through
 
