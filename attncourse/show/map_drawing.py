@@ -238,7 +238,7 @@ def narrow(nodes: Sequence[Mapping], theorems: Sequence[Mapping], at: Mapping[st
             )
             theorem = theorems[row.index]
             fails = "" if theorem["holds"] else " ac-fails"
-            target = _rect(map_wide.around(row.boxes), "ac-hit", 3)
+            target = _rect(row.target, "ac-hit", 3)
             href = link("notebooks/" + theorem["chapter"], "")
             over.append(
                 _linked(

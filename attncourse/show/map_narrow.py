@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from attncourse.show.map_wide import BOLD, Box, text_width
+from attncourse.show.map_wide import BOLD, Box, around, text_width
 
 WIDTH, TITLE, SMALL = 300, 12.5, 10.5  # px of the drawing, of a node's name, of all other text
-PITCH, GAP = 9, 14  # between two tracks; from one line of text to the next
+PITCH, GAP, ROW = 9, 14, 28  # between two tracks; from one line of text to the next; a finger's height, at 320 px too
 
 
 class Row(NamedTuple):
@@ -15,6 +15,7 @@ class Row(NamedTuple):
     index: int  # of the theorem
     lines: list[str]
     boxes: list[Box]
+    target: Box  # what a finger meets
     y: float
     track: float | None  # None for a theorem of one node
 
@@ -66,17 +67,21 @@ def draw(nodes: Sequence[Mapping], theorems: Sequence[Mapping]) -> Drawing:
         name = Box(left, y - 8, left + BOLD * text_width(node["short"], TITLE), y + 7)
         year = Box(WIDTH - 4 - text_width(about, SMALL), y - 7, WIDTH - 4, y + 6)
         top, rows, middle = y - 14, [], y
-        y += 12
+        y += 12 + 5
         for i, earlier in sorted(belongs[node["id"]], key=lambda pair: order[pair[1]]):
             lines = _text(theorems[i], node["id"], earlier, short, WIDTH - 4 - left)
-            y += 3
+            aside = max(ROW - GAP * len(lines), 4) / 2
+            y += aside
             boxes = []
             for n, line in enumerate(lines):
                 begin = left + 10 * (n > 0)
                 boxes.append(Box(begin, y - 5, begin + text_width(line, SMALL), y + 8))
                 y += GAP
+            y += aside
+            text = around(boxes)
+            target = Box(text.left, text.top - aside, text.right, text.bottom + 1 + aside)
             track = None if earlier == node["id"] else place[earlier]
-            rows.append(Row(i, lines, boxes, boxes[0].top + 6.5, track))
+            rows.append(Row(i, lines, boxes, target, boxes[0].top + 6.5, track))
             if track is not None:
                 trunks[earlier][1].append((rows[-1].y, i))
         stops.append(Stop(node, middle, name, year, Box(left - 6, top, WIDTH - 1, max(y, middle + 14)), rows))

@@ -11,6 +11,7 @@ from attncourse import show
 from attncourse.masks import causal_mask
 from attncourse.show.heads import LEVELS, describe, largest, levels
 from attncourse.show.html import two_decimals
+from tests.show.accessible import SLIDER
 
 AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
 TEXT = "  if <a>:\n    b = a\nb"
@@ -151,6 +152,11 @@ def test_fits_a_phone_with_large_targets(open_page, width):
         "nodes => nodes.map(node => node.getBoundingClientRect()).map(box => Math.min(box.width, box.height))"
     )
     assert len(sizes) == L + H + 2 and min(sizes) >= 24
+    assert page.get_by_role("slider").evaluate("(node) => node.clientWidth") >= SLIDER
+    letters = page.locator(".ac-letters")
+    assert letters.is_hidden()  # 7 px high
+    page.set_viewport_size({"width": 900, "height": 800})
+    assert letters.is_visible()
 
 
 @pytest.mark.browser

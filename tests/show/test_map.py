@@ -144,6 +144,10 @@ def test_the_narrow_map_runs_down_in_time_and_nothing_overlaps(broken):
         named += [(line, box) for row in stop.rows for line, box in zip(row.lines, row.boxes, strict=True)]
         assert stop.box.bottom - stop.box.top >= 24
     assert_apart(named, map_narrow.WIDTH, drawing.height)
+    targets = [(" ".join(row.lines), row.target) for stop in drawing.stops for row in stop.rows]
+    assert_apart(targets + [(stop.node["id"], stop.name) for stop in drawing.stops], map_narrow.WIDTH, drawing.height)
+    for name, box in targets:  # 266 px wide on a screen of 320, as the book sets it
+        assert min(box.bottom - box.top, box.right - box.left) * 266 / map_narrow.WIDTH >= 24, name
     assert sorted(row.index for stop in drawing.stops for row in stop.rows) == list(range(len(theorems)))
     tracks = [x for x, _ in drawing.trunks.values()]
     assert min(tracks) >= 4 and max(tracks) < drawing.spine - 6

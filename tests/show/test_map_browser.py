@@ -133,7 +133,7 @@ def test_the_keyboard_keeps_its_help_and_its_place(open_page):
 def test_a_click_or_a_touch_chooses_and_stays(open_page):
     for options in ({}, {"has_touch": True, "viewport": {"width": 390, "height": 800}}):
         page = open_page(FRAGMENT, **options)
-        mqa = node(page, "mqa")
+        mqa = node(page, "mqa").locator(".ac-name").first
         (mqa.tap if options else mqa.click)()
         assert page.evaluate("location.hash") == "" and status(page).startswith("Multi-query attention (2019")
         page.mouse.move(2, 2)
@@ -153,6 +153,12 @@ def test_without_scripts_the_map_has_links_and_the_list_has_all(open_page):
     text = page.locator("main").inner_text()
     for theorem in THEOREMS:
         assert theorem["statement"].replace("`", "") in text
+
+
+def test_a_finger_is_told_nothing_of_keys(open_page):
+    assert "arrow keys" in status(open_page(FRAGMENT))
+    phone = open_page(FRAGMENT, viewport={"width": 390, "height": 800}, is_mobile=True, has_touch=True)
+    assert status(phone).strip() == "Choose a mechanism or a condition: here you read what is known of it."
 
 
 def test_nothing_moves_for_who_asked_for_less(open_page):

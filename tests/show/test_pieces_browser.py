@@ -52,7 +52,10 @@ def example_questions(folder, names: str = "ab") -> show.Output:
 
 
 def everything(folder) -> list[show.Output]:
-    predictions = [show.predict("How many?", "`128`"), show.predict("Which?", "This.", options=["`this`", "that"])]
+    predictions = [
+        show.predict("How many?", "`128`"),
+        show.predict("Which?", "This.", options=["`this`", f"`{'layer.' * 12}`"]),
+    ]
     return [
         example_alignment(),
         example_figure(),
@@ -119,6 +122,14 @@ def test_keyboard_alone(open_page):
     assert status.get_attribute("aria-live") == "polite"
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "ac-scroll"  # the heatmap scrolls by keyboard
+
+
+def test_a_finger_is_told_nothing_of_keys(open_page):
+    legend = [
+        open_page(content(example_alignment()), **options).locator("legend").inner_text()
+        for options in ({}, {"is_mobile": True, "has_touch": True})
+    ]
+    assert legend == ["Choose the output word (arrow keys, Home, End)", "Choose the output word"]
 
 
 def test_a_click_on_the_heatmap_chooses_its_row(open_page):
@@ -214,6 +225,14 @@ def test_marks_are_seen_in_forced_colours(open_page):
     for mark in (".ac-bar span", ".ac-chips :checked + span"):
         colour = page.locator(mark).first.evaluate("node => getComputedStyle(node).backgroundColor")
         assert colour not in ("rgb(255, 255, 255)", "rgba(0, 0, 0, 0)"), mark
+
+
+def test_predict_ends_with_its_button_until_something_is_said(open_page):
+    page = open_page(content(show.predict("How many?", "`128`")))
+    below = page.locator("form").evaluate(
+        "(form) => form.getBoundingClientRect().bottom - form.querySelector('button').getBoundingClientRect().bottom"
+    )
+    assert below < 4
 
 
 def test_predict_with_options(open_page):

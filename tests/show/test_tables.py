@@ -32,3 +32,20 @@ def test_a_chapter_without_a_row_is_an_error():
 def test_a_committed_result_carries_its_provenance():
     run = load_result("bahdanau")["runs"]["de/attention/0"]
     assert run["environment"]["torch"] and run["data"]["sha256"] and run["date"]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_on_a_phone_the_mechanisms_name_stays_beside_readable_columns(open_page, theme):
+    page = open_page(show.comparison("choosing").html, f' data-theme="{theme}"', viewport={"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    box, name = page.locator(".ac-scroll"), page.locator("tbody th").last
+    left = name.bounding_box()["x"]
+    box.evaluate("(node) => (node.scrollLeft = 500)")
+    assert box.evaluate("(node) => node.scrollLeft") == 500 and name.bounding_box()["x"] == pytest.approx(left, abs=1)
+    ground = name.evaluate("(node) => getComputedStyle(node).backgroundColor")
+    assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 30)"}[theme]
+    widths = page.locator("tbody tr:last-child td").evaluate_all("nodes => nodes.map((n) => n.clientWidth)")
+    assert widths[0] >= 11 * 0.9 * 16  # what is stored: words
+    page.add_style_tag(content=".ac { font-size: 32px }")  # the name would take half of the screen
+    assert name.evaluate("(node) => getComputedStyle(node).position") == "static"

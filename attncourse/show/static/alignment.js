@@ -29,7 +29,8 @@ attncourse.piece("alignment", (root, data) => {
   function open(k) {
     const example = data.examples[k];
     [maps, tables].forEach((nodes) => nodes.forEach((node, n) => (node.hidden = n !== k)));
-    const hint = el("span", { class: "ac-dim" }, `Choose the ${data.query_label} (arrow keys, Home, End)`);
+    const keys = el("span", { class: "ac-keyboard" }, " (arrow keys, Home, End)");
+    const hint = el("span", { class: "ac-dim" }, `Choose the ${data.query_label}`, keys);
     const group = choices(hint, example.target, "ac-chips", (i) => show(example, i));
     words.replaceChildren(group.node);
     maps[k].querySelectorAll(".ac-row").forEach((row, i) => (row.onclick = () => group.choose(i)));

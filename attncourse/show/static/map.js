@@ -9,7 +9,7 @@ attncourse.piece("map", (root, data) => {
   let from = 0; // the node whose theorems the arrow keys go through
 
   // It stays where it is: what the panel says gives way to the first mechanism that has the focus.
-  drawings[0].before(el("p", { class: "ac-dim ac-controls" }, "With the keyboard: arrow keys go along in time, " +
+  drawings[0].before(el("p", { class: "ac-dim ac-controls ac-keyboard" }, "With the keyboard: arrow keys go along in time, " +
     "and across through theorems; Enter opens the chapter."));
 
   // What belongs to a choice {node} or {theorems}.

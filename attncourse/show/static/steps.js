@@ -30,7 +30,8 @@ attncourse.piece("steps", (root, data) => {
   }
 
   Object.assign(at, { step: 0, token: 0, run: 0 });
-  const step = add("step", "Step (arrow keys, Home, End)", data.steps);
+  const keys = el("span", { class: "ac-keyboard" }, " (arrow keys, Home, End)");
+  const step = add("step", el("span", {}, "Step", keys), data.steps);
   const move = (by) => step.choose(Math.min(data.steps.length - 1, Math.max(0, at.step + by)));
   const buttons = [["← Back", -1], ["Next →", 1]].map(([text, by]) => {
     const button = el("button", { type: "button" }, text);
