@@ -16,7 +16,8 @@ from nbformat import NotebookNode
 from scripts import setup_cell
 
 BRANCH = "colab"
-REPOSITORY = re.compile(r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}/(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}(?<!\.git)")
+REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,38}/(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}(?<!\.git)")
+PLAIN = re.compile(r"https://([\w.-]+)(:\d+)?(/[\w.~-]+)*/?", re.ASCII)
 DOWNLOADS = '<div class="downloads docutils">'  # where a page has room for links to them: `:::{div} downloads`
 GPU = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}}  # what Colab takes its runtime from
 LINK = re.compile(r"\]\(((?:[\w./-]*\.(?:ipynb|md))?(?:#[^)\s]*)?)\)")  # of Markdown, to a page of the course
@@ -50,7 +51,7 @@ class Address:
 def address(repository: str = "", site: str = "", issues: bool = True) -> Address:
     """The address of a fork; `site` is where GitHub Pages puts it unless another is given (a custom domain).
 
-    Raises ValueError for what is no owner/name, and for a site that is no plain https address.
+    Raises ValueError for what is no owner/name, and for a site that is no folder at a plain https address.
     """
     if repository and not REPOSITORY.fullmatch(repository):
         raise ValueError(f"repository={repository!r} is not owner/name as on GitHub, such as someone/attention")
@@ -58,14 +59,27 @@ def address(repository: str = "", site: str = "", issues: bool = True) -> Addres
         owner, name = repository.lower().split("/")[0], repository.split("/")[1]
         site = f"https://{owner}.github.io/" + ("" if name.lower() == f"{owner}.github.io" else f"{name}/")
     if site:
-        parts = urlsplit(site)
-        if parts.scheme == "http" and parts.hostname:
-            raise ValueError(f"site={site!r} is not https, and Colab installs the package from it: enforce HTTPS there")
-        plain = re.fullmatch(r"https://[\w.-]+(:\d+)?(/[\w.~-]+)*/?", site, re.ASCII)
-        if not plain:
-            raise ValueError(f"site={site!r} is no plain https address, such as https://course.example.org/")
+        if fault := _fault(site):
+            raise ValueError(f"site={site!r} {fault}")
         site = site.rstrip("/") + "/"
     return Address(repository, site, issues)
+
+
+def _fault(site: str) -> str:
+    """Why nothing can be published at this address; "" where it is well formed."""
+    if re.match(r"http://[^/]", site):
+        return "is not https, and Colab installs the package from it: enforce HTTPS there"
+    plain = PLAIN.fullmatch(site)
+    if not plain:
+        return "is no plain https address, such as https://course.example.org/"
+    if not all(re.match(r"\w", label) for label in plain[1].split(".")):  # a hyphen at the end: owners have one
+        return f"has {plain[1]!r} as its host, which is no name of one"
+    path = urlsplit(site).path
+    if {".", ".."} & set(path.split("/")):
+        return "has . or .. in its path: give the address that a browser shows"
+    if path.lower().endswith((".html", ".htm")):
+        return "is a page: give the folder that it lies in"
+    return ""
 
 
 def stamp_page(html: str, page: str, to: Address, is_notebook: bool) -> str:

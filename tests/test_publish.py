@@ -26,6 +26,8 @@ WHEEL = "attncourse-0.1.0-py3-none-any.whl"
         ("Some-One/Attention_2.0", "", "https://some-one.github.io/Attention_2.0/"),
         ("Some-One/some-one.github.io", "", "https://some-one.github.io/"),
         ("Some-One/Some-One.github.io", "", "https://some-one.github.io/"),
+        ("old--name-/attention", "", "https://old--name-.github.io/attention/"),
+        ("you_corp/attention", "https://bold-one.pages.github.io", "https://bold-one.pages.github.io/"),
         ("someone/attention", "https://course.example.org", "https://course.example.org/"),
         ("", "https://example.org:8443/~me/course", "https://example.org:8443/~me/course/"),
         ("", "", ""),
@@ -41,7 +43,7 @@ def test_the_site_follows_from_the_repository_unless_it_is_given(repository, sit
         "attention",
         "a/b/c",
         "-a/b",
-        "a--b/c",
+        "_a/b",
         "a/",
         "/b",
         "a/..",
@@ -64,6 +66,21 @@ def test_what_is_no_repository_is_refused_by_name(repository):
 )  # fmt: skip
 def test_what_is_no_site_is_refused_by_name(site):
     with pytest.raises(ValueError, match=r"^site=.* is no plain https address"):
+        address("a/b", site)
+
+
+@pytest.mark.parametrize(
+    ("site", "why"),
+    [
+        ("https://x.org/index.html", "is a page: give the folder"),
+        ("https://a..b/", r"has 'a\.\.b' as its host"),
+        ("https://-/", "has '-' as its host"),
+        ("https://-a.example.org/", r"has '-a\.example\.org' as its host"),
+        ("https://localhost:8000/../x", r"has \. or \.\. in its path"),
+    ],
+)
+def test_a_site_at_which_nothing_can_lie_is_refused_and_why(site, why):
+    with pytest.raises(ValueError, match=rf"^site='{site}' {why}"):
         address("a/b", site)
 
 
