@@ -22,7 +22,17 @@ from jupyter_cache.cache.main import JupyterCacheBase
 from nbformat import NotebookNode
 
 from scripts.build_book import BUILD, DERIVED, ROOT, SITE, files
-from scripts.stamp import Address, address, anchors, sitemap, stamp_downloads, stamp_first, stamp_notebook, stamp_page
+from scripts.stamp import (
+    Address,
+    address,
+    anchors,
+    not_found,
+    sitemap,
+    stamp_downloads,
+    stamp_first,
+    stamp_notebook,
+    stamp_page,
+)
 from scripts.wheel import build_wheel
 
 EXECUTED = ("notebooks", "solutions")  # exercises are published as a learner first meets them
@@ -31,6 +41,12 @@ README = """# Notebooks for Colab
 
 Made by the publishing workflow, which replaces this branch each time: change nothing here.
 The course is at {site}; its sources are on the other branches of this repository.
+
+In Colab:
+
+| chapter | exercises | solutions |
+| --- | --- | --- |
+{rows}
 
 Text and figures: CC BY 4.0 (LICENSE-CONTENT). Code: MIT (LICENSE).
 """
@@ -47,7 +63,9 @@ def publish(
     published, branch, package = out / "site", out / "colab", out / "wheel"
     for folder in (published, branch, package):
         shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(site, published, ignore=shutil.ignore_patterns(".*", "reports"))
+    # The last two are templates of the theme, which it copies with its styles.
+    left_out = (".*", "reports", "webpack-macros.html", "sbt-webpack-macros.html")
+    shutil.copytree(site, published, ignore=shutil.ignore_patterns(*left_out))
     with tempfile.TemporaryDirectory() as folder:
         built = build_wheel(Path(folder))
         for place in (package, published / "wheel"):
@@ -69,15 +87,17 @@ def write_pages(to: Address, site: Path, links: dict[str, str]) -> None:
     first.write_text(stamp_first(first.read_text("utf-8"), to), "utf-8")
     if to.site:
         (site / "sitemap.xml").write_text(sitemap(sources, to), "utf-8")
+        (site / "404.html").write_text(not_found(to), "utf-8")  # by the name that GitHub Pages looks for
         if urlsplit(to.site).path == "/":  # read at a host's root only
             (site / "robots.txt").write_text(f"User-agent: *\nAllow: /\nSitemap: {to.site}sitemap.xml\n", "utf-8")
 
 
 def write_notebooks(to: Address, site: Path, branch: Path | None, wheel: str, outputs: Path) -> None:
     """Stamp the notebooks that the site has to download, and write those of the branch, executed."""
-    ids, cache = anchors(site), get_cache(outputs)
+    ids, cache, titles = anchors(site), get_cache(outputs), {}
     for name in (source.as_posix() for source in pages(site).values() if source.suffix == ".ipynb"):
         fresh = nbformat.read(ROOT / name, as_version=4)
+        titles[name] = fresh.cells[0].source.partition("\n")[0].removeprefix("# ")
         copies = {site / "_sources" / name: fresh}
         if branch:
             copies[branch / name] = executed(fresh, name, cache) if name.startswith(EXECUTED) else fresh
@@ -87,9 +107,21 @@ def write_notebooks(to: Address, site: Path, branch: Path | None, wheel: str, ou
             path.write_text(nbformat.writes(notebook) + "\n", "utf-8")
     if branch:
         branch.mkdir(exist_ok=True)
-        (branch / "README.md").write_text(README.format(site=to.site), "utf-8")
+        (branch / "README.md").write_text(README.format(site=to.site, rows=rows(titles, to)), "utf-8")
         for name in ("LICENSE", "LICENSE-CONTENT"):
             shutil.copy(ROOT / name, branch)
+
+
+def rows(titles: dict[str, str], to: Address) -> str:
+    """The notebooks as rows of a table: a chapter, its exercises and its solutions. titles: by their paths."""
+    lines = []
+    for name, title in titles.items():
+        if name.startswith("notebooks/"):
+            texts = {name: f"{Path(name).stem[:2]} {title}"}
+            texts |= {name.replace("notebooks", folder): folder for folder in ("exercises", "solutions")}
+            cells = [f"[{text}]({to.colab(path)})" if path in titles else "" for path, text in texts.items()]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def pages(site: Path) -> dict[str, Path]:

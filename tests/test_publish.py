@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 
@@ -10,7 +11,17 @@ import pytest
 from nbformat import v4
 
 from scripts import publish as publishing
-from scripts.stamp import GPU, Address, address, anchors, stamp_downloads, stamp_first, stamp_notebook, stamp_page
+from scripts.stamp import (
+    GPU,
+    Address,
+    address,
+    anchors,
+    not_found,
+    stamp_downloads,
+    stamp_first,
+    stamp_notebook,
+    stamp_page,
+)
 
 PAGE = """<html><head><title>Masks &amp; queries &#8212; attncourse</title>{head}</head>
 <body><h1>For print</h1><article class="bd-article"><section><h1>Masks</h1><p id="the-idea">x</p>
@@ -96,6 +107,8 @@ def test_a_notebooks_page_opens_in_colab_and_reports_errors():
     assert f'</h1>\n<p class="course-launch d-print-none"><a href="{colab}">Open in Colab</a></p>' in article
     assert html.count(colab) == 1
     report = html[html.index('href="https://github.com/') + 6 :].partition('"')[0].replace("&amp;", "&")
+    sources = '<a href="https://github.com/Some-One/attention.course">Source of this copy on GitHub</a>'
+    assert article.count(f"Report an error on this page</a> · {sources}</p>\n</article>") == 1
     assert urlsplit(report).path == "/Some-One/attention.course/issues/new"
     page = "https://some-one.github.io/attention.course/notebooks/05_causal.html"
     assert parse_qs(urlsplit(report).query) == {
@@ -113,8 +126,10 @@ def test_a_page_has_only_the_links_that_lead_somewhere():
         "no issues": stamp_page(plain, "a/b.html", address("a/b", issues=False), is_notebook=True),
         "no GitHub": stamp_page(plain, "a/b.html", address(site="https://e.org"), is_notebook=True),
     }
-    found = {name: ("Open in Colab" in html, "Report an error" in html) for name, html in stamped.items()}
-    assert found == {"prose": (False, True), "no issues": (True, False), "no GitHub": (False, False)}
+    texts = ("Open in Colab", "Report an error", "Source of this copy")
+    found = {name: tuple(text in html for text in texts) for name, html in stamped.items()}
+    expected = {"prose": (False, True, True), "no issues": (True, False, True), "no GitHub": (False, False, False)}
+    assert found == expected
     assert stamp_page(plain, "a/b.html", Address(), is_notebook=True) == plain
 
 
@@ -134,6 +149,16 @@ def test_the_first_page_is_shared_as_the_landing_page():
     html, root = stamp_first(plain, FORK), "https://some-one.github.io/attention.course"
     assert f'<meta property="og:image" content="{root}/_static/card.png" />' in html
     assert f'<link rel="canonical" href="{root}/book/intro.html" />' in html and stamp_first(plain, Address()) == plain
+
+
+@pytest.mark.parametrize(
+    ("to", "root"), [(FORK, "/attention.course/"), (address(site="https://e.org"), "/")], ids=["project", "domain"]
+)
+def test_a_page_that_is_not_there_leads_to_the_first_and_to_the_search(to, root):
+    """It is shown at addresses of any depth: no link of it may be relative to them."""
+    html = not_found(to)
+    assert re.findall(r'<li><a href="([^"]+)"', html) == [f"{root}book/intro.html", f"{root}search.html"]
+    assert all(target.startswith(root) for target in re.findall(r'(?:href|src)="([^"]+)"', html))
 
 
 def test_downloads_are_linked_where_a_page_has_room_for_them():
@@ -239,7 +264,16 @@ def test_without_an_address_the_book_is_as_it_was_built(site, wheel, tmp_path):
     assert placed == out / "site" / "wheel" / WHEEL
     for path in site.rglob("*.html"):
         assert (out / "site" / path.relative_to(site)).read_text() == path.read_text()
-    assert not (out / "colab").exists() and not (out / "site" / "sitemap.xml").exists()
+    assert not (out / "colab").exists()
+    assert not [name for name in ("sitemap.xml", "404.html") if (out / "site" / name).exists()]
+
+
+def test_templates_of_the_theme_are_not_published(site, wheel, tmp_path):
+    (site / "_static").mkdir()
+    for name in ("book.css", "webpack-macros.html", "sbt-webpack-macros.html"):
+        (site / "_static" / name).write_text("{{ pathto() }}")
+    publishing.publish(FORK, tmp_path / "out", site, outputs=tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "out" / "site" / "_static").iterdir()] == ["book.css"]
 
 
 @pytest.mark.parametrize(("given", "at_root"), [("", False), ("https://e.org", True), ("https://e.org/course", False)])
@@ -270,6 +304,14 @@ def test_pdf_and_slides_of_this_book_are_published_and_older_ones_are_not(site, 
     assert publishing.made(tmp_path, site) == [pdf]
     os.utime(pdf, (1, 1))
     assert publishing.made(tmp_path, site) == []
+
+
+def test_the_branch_lists_its_notebooks():
+    titles = {"exercises/05_causal.ipynb": "x", "notebooks/00_start.ipynb": "Start", "notebooks/05_causal.ipynb": "Two"}
+    first, second = publishing.rows(titles, FORK).splitlines()
+    assert first == f"| [00 Start]({FORK.colab('notebooks/00_start.ipynb')}) |  |  |"
+    exercises = FORK.colab("exercises/05_causal.ipynb")
+    assert second == f"| [05 Two]({FORK.colab('notebooks/05_causal.ipynb')}) | [exercises]({exercises}) |  |"
 
 
 def test_what_an_earlier_run_left_is_not_published_again(site, wheel, tmp_path):
