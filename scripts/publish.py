@@ -12,6 +12,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from jupyter_cache import get_cache
 from jupyter_cache.cache.main import JupyterCacheBase
 from nbformat import NotebookNode
 
-from scripts.build_book import BUILD, DERIVED, ROOT, SITE, files
+from scripts.build_book import BUILD, DERIVED, ROOT, SITE, files, fingerprint
 from scripts.stamp import (
     Address,
     address,
@@ -146,6 +147,20 @@ def made(build: Path, site: Path) -> list[Path]:
     return found
 
 
+def changed(build: Path, site: Path) -> list[str]:
+    """What the book is made from that is not as it was when it was built, by contents: a checkout changes the times."""
+    found = [
+        name.as_posix()
+        for name in pages(site).values()
+        if not (ROOT / name).is_file() or (ROOT / name).read_bytes() != (site / "_sources" / name).read_bytes()
+    ]
+    for name, (_, patterns) in DERIVED.items():
+        stamp = build / f".{name.replace(' ', '-')}.sha256"
+        if not stamp.is_file() or stamp.read_text() != fingerprint(patterns):
+            found.append(f"what the {name} come from")
+    return found
+
+
 def add_downloads(paths: Iterable[Path], site: Path) -> dict[str, str]:
     """Copy them into the site; returns the text of a link to each by its path there."""
     links = {}
@@ -177,9 +192,9 @@ def keep_earlier(wheel: Path, earlier: Path) -> None:
             shutil.copy(path, wheel.parent)
 
 
-def check_tag(tag: str, wheel: Path) -> None:
-    """Raise ValueError when a release's tag is not the version that its wheel says."""
-    version = wheel.name.split("-")[1]
+def check_tag(tag: str) -> None:
+    """Raise ValueError when a release's tag is not the package's version."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     if tag != f"v{version}":
         raise ValueError(f"the tag {tag} releases version {version}: change pyproject.toml, or tag it v{version}")
 
@@ -192,25 +207,38 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-issues", action="store_true", help="leave out the links to report an error")
     parser.add_argument("--earlier", type=Path, metavar="FOLDER", help="wheels of earlier releases, to be kept")
     parser.add_argument("--tag", default="", help="of the release; must say the package's version")
+    parser.add_argument("--check", action="store_true", help="look at these options only, and make nothing")
     parser.add_argument("--out", type=Path, default=BUILD / "publish")
     options = parser.parse_args(argv)
     try:
         to = address(options.repository, options.site, not options.no_issues)
+        if options.tag:
+            check_tag(options.tag)
+        if options.earlier and not options.earlier.is_dir():
+            raise ValueError(f"there is no folder {options.earlier}, which --earlier names")
+        if options.check:
+            print(f"This can be published at {to.site or 'any address'}")
+            return 0
         if not (SITE / "index.html").exists() or (BUILD / ".unfinished").exists():
             raise ValueError("the book is not built: run `make book`")
+        if moved := changed(BUILD, SITE):
+            more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""
+            raise ValueError(f"the book is older than {', '.join(moved[:3])}{more}: run `make book`")
         downloads = made(BUILD, SITE)
         wheel = publish(to, options.out, downloads=downloads)
         if options.earlier:
             keep_earlier(wheel, options.earlier)
-        if options.tag:
-            check_tag(options.tag, wheel)
     except ValueError as error:
         print(f"Not published: {error}", file=sys.stderr)
         return 1
     for folder in sorted(path for path in options.out.iterdir() if path.is_dir()):
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
         print(f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB")
-    left_out = [text for name, text in DOWNLOADS.items() if BUILD / name not in downloads]
+    left_out = [
+        f"{text} ({'older than the sources of the book' if (BUILD / name).exists() else 'not made yet'})"
+        for name, text in DOWNLOADS.items()
+        if BUILD / name not in downloads
+    ]
     if left_out:
         print(f"Without {' and '.join(left_out)}: run `make pdf slides` first, and they are part of the site.")
     print(f"site:  {to.site or 'not known: no notebook says where to get the package'}")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 
@@ -10,7 +11,9 @@ import nbformat
 import pytest
 from nbformat import v4
 
+import attncourse
 from scripts import publish as publishing
+from scripts.build_book import DERIVED, fingerprint
 from scripts.stamp import (
     GPU,
     Address,
@@ -306,6 +309,47 @@ def test_pdf_and_slides_of_this_book_are_published_and_older_ones_are_not(site, 
     assert publishing.made(tmp_path, site) == []
 
 
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    """A build of two pages of this checkout, as up to date as its own stamps say."""
+    html = tmp_path / "html"
+    for name in ("book/map.md", "notebooks/05_causal.ipynb"):
+        (html / "_sources" / name).parent.mkdir(parents=True)
+        shutil.copy(publishing.ROOT / name, html / "_sources" / name)
+    (html / "index.html").touch()
+    for name, (_, patterns) in DERIVED.items():
+        (tmp_path / f".{name.replace(' ', '-')}.sha256").write_text(fingerprint(patterns))
+    monkeypatch.setattr(publishing, "BUILD", tmp_path)
+    monkeypatch.setattr(publishing, "SITE", html)
+    return tmp_path
+
+
+def test_a_book_older_than_its_sources_is_not_published(built, tmp_path, capsys):
+    """By contents: a checkout makes files newer that are the same."""
+    html = built / "html"
+    os.utime(html / "_sources" / "book" / "map.md", (1, 1))
+    assert publishing.changed(built, html) == []
+    for name in ("book/map.md", "book/gone.md"):
+        (html / "_sources" / name).write_text("# Before")
+    (built / ".pages.sha256").write_text("0")
+    (built / ".executed-notebooks.sha256").unlink()
+    others = ["what the executed notebooks come from", "what the pages come from"]
+    assert publishing.changed(built, html) == ["book/gone.md", "book/map.md", *others]
+    assert publishing.main(["--repository", "a/b", "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Not published: the book is older than book/gone.md, book/map.md, ")
+    assert said.endswith("and 1 more: run `make book`\n") and not (tmp_path / "out").exists()
+
+
+def test_the_command_says_why_pdf_and_slides_are_not_published(built, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(publishing, "publish", lambda to, out, downloads: out.mkdir() or tmp_path / WHEEL)
+    (built / "attncourse.pdf").touch()
+    os.utime(built / "attncourse.pdf", (1, 1))
+    assert publishing.main(["--repository", "a/b", "--out", str(tmp_path / "out")]) == 0
+    said = "the book as one PDF (older than the sources of the book) and slides of each chapter (not made yet)"
+    assert f"Without {said}: run `make pdf slides`" in capsys.readouterr().out
+
+
 def test_the_branch_lists_its_notebooks():
     titles = {"exercises/05_causal.ipynb": "x", "notebooks/00_start.ipynb": "Start", "notebooks/05_causal.ipynb": "Two"}
     first, second = publishing.rows(titles, FORK).splitlines()
@@ -337,10 +381,11 @@ def test_earlier_packages_stay_beside_the_new_one(tmp_path):
     assert kept == {WHEEL: "new", WHEEL.replace("0.1.0", "0.0.9"): "old"}
 
 
-def test_a_tag_says_the_version(tmp_path):
-    publishing.check_tag("v0.1.0", tmp_path / WHEEL)
-    with pytest.raises(ValueError, match=r"the tag v0\.2\.0 releases version 0\.1\.0: .* tag it v0\.1\.0"):
-        publishing.check_tag("v0.2.0", tmp_path / WHEEL)
+def test_a_tag_says_the_version():
+    version = attncourse.__version__
+    publishing.check_tag(f"v{version}")
+    with pytest.raises(ValueError, match=rf"the tag v99 releases version {version}: .* tag it v{version}"):
+        publishing.check_tag("v99")
 
 
 def test_a_notebook_that_changed_after_the_build_is_not_published_as_executed(tmp_path):
@@ -353,7 +398,13 @@ def test_a_notebook_that_changed_after_the_build_is_not_published_as_executed(tm
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--repository", "nobody"], "repository='nobody'"), (["--repository", "a/b"], "run `make book`")],
+    [
+        (["--repository", "nobody"], "repository='nobody'"),
+        (["--repository", "a/b"], "run `make book`"),
+        (["--check", "--repository", "a/b", "--tag", "v99"], "the tag v99 releases version"),
+        (["--check", "--repository", "a/b", "--site", "http://e.org/"], "is not https"),
+        (["--repository", "a/b", "--earlier", "gone"], "no folder gone, which --earlier names"),
+    ],
 )
 def test_the_command_says_in_a_sentence_why_it_did_nothing(arguments, message, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(publishing, "SITE", tmp_path / "html")
@@ -361,3 +412,10 @@ def test_the_command_says_in_a_sentence_why_it_did_nothing(arguments, message, m
     said = capsys.readouterr().err
     assert said.startswith("Not published: ") and message in said
     assert not (tmp_path / "out").exists()
+
+
+def test_what_can_be_published_is_checked_without_a_book(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(publishing, "SITE", tmp_path / "html")
+    tag = f"v{attncourse.__version__}"
+    assert publishing.main(["--check", "--repository", "a/b", "--tag", tag, "--out", str(tmp_path / "out")]) == 0
+    assert "https://a.github.io/b/" in capsys.readouterr().out and not list(tmp_path.iterdir())
