@@ -12,6 +12,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,8 +22,18 @@ from jupyter_cache import get_cache
 from jupyter_cache.cache.main import JupyterCacheBase
 from nbformat import NotebookNode
 
-from scripts.build_book import BUILD, DERIVED, ROOT, SITE, files
-from scripts.stamp import Address, address, anchors, sitemap, stamp_downloads, stamp_first, stamp_notebook, stamp_page
+from scripts.build_book import BUILD, DERIVED, ROOT, SITE, files, fingerprint
+from scripts.stamp import (
+    Address,
+    address,
+    anchors,
+    not_found,
+    sitemap,
+    stamp_downloads,
+    stamp_first,
+    stamp_notebook,
+    stamp_page,
+)
 from scripts.wheel import build_wheel
 
 EXECUTED = ("notebooks", "solutions")  # exercises are published as a learner first meets them
@@ -31,6 +42,12 @@ README = """# Notebooks for Colab
 
 Made by the publishing workflow, which replaces this branch each time: change nothing here.
 The course is at {site}; its sources are on the other branches of this repository.
+
+In Colab:
+
+| chapter | exercises | solutions |
+| --- | --- | --- |
+{rows}
 
 Text and figures: CC BY 4.0 (LICENSE-CONTENT). Code: MIT (LICENSE).
 """
@@ -47,7 +64,9 @@ def publish(
     published, branch, package = out / "site", out / "colab", out / "wheel"
     for folder in (published, branch, package):
         shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(site, published, ignore=shutil.ignore_patterns(".*", "reports"))
+    # The last two are templates of the theme, which it copies with its styles.
+    left_out = (".*", "reports", "webpack-macros.html", "sbt-webpack-macros.html")
+    shutil.copytree(site, published, ignore=shutil.ignore_patterns(*left_out))
     with tempfile.TemporaryDirectory() as folder:
         built = build_wheel(Path(folder))
         for place in (package, published / "wheel"):
@@ -69,15 +88,17 @@ def write_pages(to: Address, site: Path, links: dict[str, str]) -> None:
     first.write_text(stamp_first(first.read_text("utf-8"), to), "utf-8")
     if to.site:
         (site / "sitemap.xml").write_text(sitemap(sources, to), "utf-8")
+        (site / "404.html").write_text(not_found(to), "utf-8")  # by the name that GitHub Pages looks for
         if urlsplit(to.site).path == "/":  # read at a host's root only
             (site / "robots.txt").write_text(f"User-agent: *\nAllow: /\nSitemap: {to.site}sitemap.xml\n", "utf-8")
 
 
 def write_notebooks(to: Address, site: Path, branch: Path | None, wheel: str, outputs: Path) -> None:
     """Stamp the notebooks that the site has to download, and write those of the branch, executed."""
-    ids, cache = anchors(site), get_cache(outputs)
+    ids, cache, titles = anchors(site), get_cache(outputs), {}
     for name in (source.as_posix() for source in pages(site).values() if source.suffix == ".ipynb"):
         fresh = nbformat.read(ROOT / name, as_version=4)
+        titles[name] = fresh.cells[0].source.partition("\n")[0].removeprefix("# ")
         copies = {site / "_sources" / name: fresh}
         if branch:
             copies[branch / name] = executed(fresh, name, cache) if name.startswith(EXECUTED) else fresh
@@ -87,9 +108,21 @@ def write_notebooks(to: Address, site: Path, branch: Path | None, wheel: str, ou
             path.write_text(nbformat.writes(notebook) + "\n", "utf-8")
     if branch:
         branch.mkdir(exist_ok=True)
-        (branch / "README.md").write_text(README.format(site=to.site), "utf-8")
+        (branch / "README.md").write_text(README.format(site=to.site, rows=rows(titles, to)), "utf-8")
         for name in ("LICENSE", "LICENSE-CONTENT"):
             shutil.copy(ROOT / name, branch)
+
+
+def rows(titles: dict[str, str], to: Address) -> str:
+    """The notebooks as rows of a table: a chapter, its exercises and its solutions. titles: by their paths."""
+    lines = []
+    for name, title in titles.items():
+        if name.startswith("notebooks/"):
+            texts = {name: f"{Path(name).stem[:2]} {title}"}
+            texts |= {name.replace("notebooks", folder): folder for folder in ("exercises", "solutions")}
+            cells = [f"[{text}]({to.colab(path)})" if path in titles else "" for path, text in texts.items()]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def pages(site: Path) -> dict[str, Path]:
@@ -111,6 +144,20 @@ def made(build: Path, site: Path) -> list[Path]:
         parts = list((build / name).glob("*.html")) if name == "slides" else [build / name]
         if parts and all(path.exists() and path.stat().st_mtime >= newest for path in parts):
             found.append(build / name)
+    return found
+
+
+def changed(build: Path, site: Path) -> list[str]:
+    """What the book is made from that is not as it was when it was built, by contents: a checkout changes the times."""
+    found = [
+        name.as_posix()
+        for name in pages(site).values()
+        if not (ROOT / name).is_file() or (ROOT / name).read_bytes() != (site / "_sources" / name).read_bytes()
+    ]
+    for name, (_, patterns) in DERIVED.items():
+        stamp = build / f".{name.replace(' ', '-')}.sha256"
+        if not stamp.is_file() or stamp.read_text() != fingerprint(patterns):
+            found.append(f"what the {name} come from")
     return found
 
 
@@ -145,9 +192,9 @@ def keep_earlier(wheel: Path, earlier: Path) -> None:
             shutil.copy(path, wheel.parent)
 
 
-def check_tag(tag: str, wheel: Path) -> None:
-    """Raise ValueError when a release's tag is not the version that its wheel says."""
-    version = wheel.name.split("-")[1]
+def check_tag(tag: str) -> None:
+    """Raise ValueError when a release's tag is not the package's version."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     if tag != f"v{version}":
         raise ValueError(f"the tag {tag} releases version {version}: change pyproject.toml, or tag it v{version}")
 
@@ -160,25 +207,38 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-issues", action="store_true", help="leave out the links to report an error")
     parser.add_argument("--earlier", type=Path, metavar="FOLDER", help="wheels of earlier releases, to be kept")
     parser.add_argument("--tag", default="", help="of the release; must say the package's version")
+    parser.add_argument("--check", action="store_true", help="look at these options only, and make nothing")
     parser.add_argument("--out", type=Path, default=BUILD / "publish")
     options = parser.parse_args(argv)
     try:
         to = address(options.repository, options.site, not options.no_issues)
+        if options.tag:
+            check_tag(options.tag)
+        if options.earlier and not options.earlier.is_dir():
+            raise ValueError(f"there is no folder {options.earlier}, which --earlier names")
+        if options.check:
+            print(f"This can be published at {to.site or 'any address'}")
+            return 0
         if not (SITE / "index.html").exists() or (BUILD / ".unfinished").exists():
             raise ValueError("the book is not built: run `make book`")
+        if moved := changed(BUILD, SITE):
+            more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""
+            raise ValueError(f"the book is older than {', '.join(moved[:3])}{more}: run `make book`")
         downloads = made(BUILD, SITE)
         wheel = publish(to, options.out, downloads=downloads)
         if options.earlier:
             keep_earlier(wheel, options.earlier)
-        if options.tag:
-            check_tag(options.tag, wheel)
     except ValueError as error:
         print(f"Not published: {error}", file=sys.stderr)
         return 1
     for folder in sorted(path for path in options.out.iterdir() if path.is_dir()):
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
         print(f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB")
-    left_out = [text for name, text in DOWNLOADS.items() if BUILD / name not in downloads]
+    left_out = [
+        f"{text} ({'older than the sources of the book' if (BUILD / name).exists() else 'not made yet'})"
+        for name, text in DOWNLOADS.items()
+        if BUILD / name not in downloads
+    ]
     if left_out:
         print(f"Without {' and '.join(left_out)}: run `make pdf slides` first, and they are part of the site.")
     print(f"site:  {to.site or 'not known: no notebook says where to get the package'}")

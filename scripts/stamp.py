@@ -16,9 +16,30 @@ from nbformat import NotebookNode
 from scripts import setup_cell
 
 BRANCH = "colab"
-REPOSITORY = re.compile(r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}/(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}(?<!\.git)")
+REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,38}/(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}(?<!\.git)")
+PLAIN = re.compile(r"https://([\w.-]+)(:\d+)?(/[\w.~-]+)*/?", re.ASCII)
 DOWNLOADS = '<div class="downloads docutils">'  # where a page has room for links to them: `:::{div} downloads`
 GPU = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}}  # what Colab takes its runtime from
+NOT_FOUND = """<!DOCTYPE html>
+<html lang="en" data-theme="light"><head><meta charset="utf-8" />
+<meta name="viewport" content="width=device-width, initial-scale=1" />
+<title>No such page &#8212; attncourse</title>
+<script>
+  document.documentElement.dataset.theme = localStorage.getItem("theme")
+    || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+</script>
+<link rel="stylesheet" href="{root}_static/book.css" /><link rel="icon" href="{root}_static/logo.svg" /></head>
+<body><main class="bd-main"><article class="bd-article" style="max-width: 36rem; margin: 10vh auto; padding: 0 1rem">
+<p><a class="navbar-brand logo" href="{root}book/intro.html">
+<img src="{root}_static/logo.svg" alt="" class="logo__image" height="40" /> attncourse</a></p>
+<h1>This page is not here</h1>
+<p>Its name may have changed, or the address is misspelt.</p>
+<ul>
+<li><a href="{root}book/intro.html">First page of the course</a></li>
+<li><a href="{root}search.html">Search the course</a></li>
+</ul>
+</article></main></body></html>
+"""
 LINK = re.compile(r"\]\(((?:[\w./-]*\.(?:ipynb|md))?(?:#[^)\s]*)?)\)")  # of Markdown, to a page of the course
 
 
@@ -33,6 +54,11 @@ class Address:
     site: str = ""
     issues: bool = True
 
+    @property
+    def sources(self) -> str:
+        """The address of the repository."""
+        return f"https://github.com/{self.repository}"
+
     def colab(self, notebook: str) -> str:
         """The address at which Colab opens a notebook, given by its path: notebooks/13_gqa.ipynb."""
         return f"https://colab.research.google.com/github/{self.repository}/blob/{BRANCH}/{quote(notebook)}"
@@ -40,7 +66,7 @@ class Address:
     def report(self, title: str, page: str) -> str:
         """The address of a new issue on a page, its form filled in as far as the page knows."""
         fields = {"template": "error.yml", "title": f"Error: {title}", "page": self.site + page}
-        return f"https://github.com/{self.repository}/issues/new?{urlencode(fields)}"
+        return f"{self.sources}/issues/new?{urlencode(fields)}"
 
     def wheel(self, name: str) -> str:
         """The address of the package, or "" where there is no site."""
@@ -50,7 +76,7 @@ class Address:
 def address(repository: str = "", site: str = "", issues: bool = True) -> Address:
     """The address of a fork; `site` is where GitHub Pages puts it unless another is given (a custom domain).
 
-    Raises ValueError for what is no owner/name, and for a site that is no plain https address.
+    Raises ValueError for what is no owner/name, and for a site that is no folder at a plain https address.
     """
     if repository and not REPOSITORY.fullmatch(repository):
         raise ValueError(f"repository={repository!r} is not owner/name as on GitHub, such as someone/attention")
@@ -58,18 +84,31 @@ def address(repository: str = "", site: str = "", issues: bool = True) -> Addres
         owner, name = repository.lower().split("/")[0], repository.split("/")[1]
         site = f"https://{owner}.github.io/" + ("" if name.lower() == f"{owner}.github.io" else f"{name}/")
     if site:
-        parts = urlsplit(site)
-        if parts.scheme == "http" and parts.hostname:
-            raise ValueError(f"site={site!r} is not https, and Colab installs the package from it: enforce HTTPS there")
-        plain = re.fullmatch(r"https://[\w.-]+(:\d+)?(/[\w.~-]+)*/?", site, re.ASCII)
-        if not plain:
-            raise ValueError(f"site={site!r} is no plain https address, such as https://course.example.org/")
+        if fault := _fault(site):
+            raise ValueError(f"site={site!r} {fault}")
         site = site.rstrip("/") + "/"
     return Address(repository, site, issues)
 
 
+def _fault(site: str) -> str:
+    """Why nothing can be published at this address; "" where it is well formed."""
+    if re.match(r"http://[^/]", site):
+        return "is not https, and Colab installs the package from it: enforce HTTPS there"
+    plain = PLAIN.fullmatch(site)
+    if not plain:
+        return "is no plain https address, such as https://course.example.org/"
+    if not all(re.match(r"\w", label) for label in plain[1].split(".")):  # a hyphen at the end: owners have one
+        return f"has {plain[1]!r} as its host, which is no name of one"
+    path = urlsplit(site).path
+    if {".", ".."} & set(path.split("/")):
+        return "has . or .. in its path: give the address that a browser shows"
+    if path.lower().endswith((".html", ".htm")):
+        return "is a page: give the folder that it lies in"
+    return ""
+
+
 def stamp_page(html: str, page: str, to: Address, is_notebook: bool) -> str:
-    """A built page with its links: to Colab under the title, and to report an error at its end.
+    """A built page with its links: to Colab under the title, to report an error and to the sources at its end.
 
     page: its path in the site. Raises ValueError when the page has no title or article to put them into.
     """
@@ -81,12 +120,16 @@ def stamp_page(html: str, page: str, to: Address, is_notebook: bool) -> str:
     under_title = html.index("</h1>", article) + len("</h1>")
     end = html.index("</article>", article)
     launch = to.repository and is_notebook and to.colab(page.removesuffix(".html") + ".ipynb")
-    report = to.repository and to.issues and to.report(title, page)
+    last = {}
+    if to.repository and to.issues:
+        last[to.report(title, page)] = "Report an error on this page"
+    if to.repository:
+        last[to.sources] = "Source of this copy on GitHub"
     html = (
         html[:under_title]
-        + (_line("launch", launch, "Open in Colab") if launch else "")
+        + (_line("launch", {launch: "Open in Colab"}) if launch else "")
         + html[under_title:end]
-        + (_line("report", report, "Report an error on this page") if report else "")
+        + (_line("report", last) if last else "")
         + html[end:]
     )
     return _stamp_head(html, to.site + page) if to.site else html
@@ -108,6 +151,11 @@ def _stamp_head(html: str, place: str, base: str = "") -> str:
     return head + own + end + rest
 
 
+def not_found(to: Address) -> str:
+    """The page that the host shows at any address that is none: its links begin at the host's root."""
+    return NOT_FOUND.format(root=urlsplit(to.site).path)
+
+
 def stamp_downloads(html: str, page: str, files: dict[str, str]) -> str:
     """A built page with links to files of the site, if it has a place for them. files: text of a link by its path."""
     up = "../" * page.count("/")
@@ -124,8 +172,10 @@ def sitemap(pages: Iterable[str], to: Address) -> str:
     return f"{head}\n{places}</urlset>\n"
 
 
-def _line(name: str, target: str, text: str) -> str:
-    return f'\n<p class="course-{name} d-print-none"><a href="{escape(target)}">{text}</a></p>\n'
+def _line(name: str, links: dict[str, str]) -> str:
+    """A line of a page that is not printed. links: their texts by their targets."""
+    anchors = " · ".join(f'<a href="{escape(target)}">{text}</a>' for target, text in links.items())
+    return f'\n<p class="course-{name} d-print-none">{anchors}</p>\n'
 
 
 def stamp_notebook(

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 
@@ -9,8 +11,20 @@ import nbformat
 import pytest
 from nbformat import v4
 
+import attncourse
 from scripts import publish as publishing
-from scripts.stamp import GPU, Address, address, anchors, stamp_downloads, stamp_first, stamp_notebook, stamp_page
+from scripts.build_book import DERIVED, fingerprint
+from scripts.stamp import (
+    GPU,
+    Address,
+    address,
+    anchors,
+    not_found,
+    stamp_downloads,
+    stamp_first,
+    stamp_notebook,
+    stamp_page,
+)
 
 PAGE = """<html><head><title>Masks &amp; queries &#8212; attncourse</title>{head}</head>
 <body><h1>For print</h1><article class="bd-article"><section><h1>Masks</h1><p id="the-idea">x</p>
@@ -26,6 +40,8 @@ WHEEL = "attncourse-0.1.0-py3-none-any.whl"
         ("Some-One/Attention_2.0", "", "https://some-one.github.io/Attention_2.0/"),
         ("Some-One/some-one.github.io", "", "https://some-one.github.io/"),
         ("Some-One/Some-One.github.io", "", "https://some-one.github.io/"),
+        ("old--name-/attention", "", "https://old--name-.github.io/attention/"),
+        ("you_corp/attention", "https://bold-one.pages.github.io", "https://bold-one.pages.github.io/"),
         ("someone/attention", "https://course.example.org", "https://course.example.org/"),
         ("", "https://example.org:8443/~me/course", "https://example.org:8443/~me/course/"),
         ("", "", ""),
@@ -41,7 +57,7 @@ def test_the_site_follows_from_the_repository_unless_it_is_given(repository, sit
         "attention",
         "a/b/c",
         "-a/b",
-        "a--b/c",
+        "_a/b",
         "a/",
         "/b",
         "a/..",
@@ -67,6 +83,21 @@ def test_what_is_no_site_is_refused_by_name(site):
         address("a/b", site)
 
 
+@pytest.mark.parametrize(
+    ("site", "why"),
+    [
+        ("https://x.org/index.html", "is a page: give the folder"),
+        ("https://a..b/", r"has 'a\.\.b' as its host"),
+        ("https://-/", "has '-' as its host"),
+        ("https://-a.example.org/", r"has '-a\.example\.org' as its host"),
+        ("https://localhost:8000/../x", r"has \. or \.\. in its path"),
+    ],
+)
+def test_a_site_at_which_nothing_can_lie_is_refused_and_why(site, why):
+    with pytest.raises(ValueError, match=rf"^site='{site}' {why}"):
+        address("a/b", site)
+
+
 def test_a_site_without_https_is_refused_and_why():
     with pytest.raises(ValueError, match="Colab installs the package from it: enforce HTTPS"):
         address("a/b", "http://example.org/")
@@ -79,6 +110,8 @@ def test_a_notebooks_page_opens_in_colab_and_reports_errors():
     assert f'</h1>\n<p class="course-launch d-print-none"><a href="{colab}">Open in Colab</a></p>' in article
     assert html.count(colab) == 1
     report = html[html.index('href="https://github.com/') + 6 :].partition('"')[0].replace("&amp;", "&")
+    sources = '<a href="https://github.com/Some-One/attention.course">Source of this copy on GitHub</a>'
+    assert article.count(f"Report an error on this page</a> · {sources}</p>\n</article>") == 1
     assert urlsplit(report).path == "/Some-One/attention.course/issues/new"
     page = "https://some-one.github.io/attention.course/notebooks/05_causal.html"
     assert parse_qs(urlsplit(report).query) == {
@@ -96,8 +129,10 @@ def test_a_page_has_only_the_links_that_lead_somewhere():
         "no issues": stamp_page(plain, "a/b.html", address("a/b", issues=False), is_notebook=True),
         "no GitHub": stamp_page(plain, "a/b.html", address(site="https://e.org"), is_notebook=True),
     }
-    found = {name: ("Open in Colab" in html, "Report an error" in html) for name, html in stamped.items()}
-    assert found == {"prose": (False, True), "no issues": (True, False), "no GitHub": (False, False)}
+    texts = ("Open in Colab", "Report an error", "Source of this copy")
+    found = {name: tuple(text in html for text in texts) for name, html in stamped.items()}
+    expected = {"prose": (False, True, True), "no issues": (True, False, True), "no GitHub": (False, False, False)}
+    assert found == expected
     assert stamp_page(plain, "a/b.html", Address(), is_notebook=True) == plain
 
 
@@ -117,6 +152,16 @@ def test_the_first_page_is_shared_as_the_landing_page():
     html, root = stamp_first(plain, FORK), "https://some-one.github.io/attention.course"
     assert f'<meta property="og:image" content="{root}/_static/card.png" />' in html
     assert f'<link rel="canonical" href="{root}/book/intro.html" />' in html and stamp_first(plain, Address()) == plain
+
+
+@pytest.mark.parametrize(
+    ("to", "root"), [(FORK, "/attention.course/"), (address(site="https://e.org"), "/")], ids=["project", "domain"]
+)
+def test_a_page_that_is_not_there_leads_to_the_first_and_to_the_search(to, root):
+    """It is shown at addresses of any depth: no link of it may be relative to them."""
+    html = not_found(to)
+    assert re.findall(r'<li><a href="([^"]+)"', html) == [f"{root}book/intro.html", f"{root}search.html"]
+    assert all(target.startswith(root) for target in re.findall(r'(?:href|src)="([^"]+)"', html))
 
 
 def test_downloads_are_linked_where_a_page_has_room_for_them():
@@ -222,7 +267,16 @@ def test_without_an_address_the_book_is_as_it_was_built(site, wheel, tmp_path):
     assert placed == out / "site" / "wheel" / WHEEL
     for path in site.rglob("*.html"):
         assert (out / "site" / path.relative_to(site)).read_text() == path.read_text()
-    assert not (out / "colab").exists() and not (out / "site" / "sitemap.xml").exists()
+    assert not (out / "colab").exists()
+    assert not [name for name in ("sitemap.xml", "404.html") if (out / "site" / name).exists()]
+
+
+def test_templates_of_the_theme_are_not_published(site, wheel, tmp_path):
+    (site / "_static").mkdir()
+    for name in ("book.css", "webpack-macros.html", "sbt-webpack-macros.html"):
+        (site / "_static" / name).write_text("{{ pathto() }}")
+    publishing.publish(FORK, tmp_path / "out", site, outputs=tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "out" / "site" / "_static").iterdir()] == ["book.css"]
 
 
 @pytest.mark.parametrize(("given", "at_root"), [("", False), ("https://e.org", True), ("https://e.org/course", False)])
@@ -255,6 +309,55 @@ def test_pdf_and_slides_of_this_book_are_published_and_older_ones_are_not(site, 
     assert publishing.made(tmp_path, site) == []
 
 
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    """A build of two pages of this checkout, as up to date as its own stamps say."""
+    html = tmp_path / "html"
+    for name in ("book/map.md", "notebooks/05_causal.ipynb"):
+        (html / "_sources" / name).parent.mkdir(parents=True)
+        shutil.copy(publishing.ROOT / name, html / "_sources" / name)
+    (html / "index.html").touch()
+    for name, (_, patterns) in DERIVED.items():
+        (tmp_path / f".{name.replace(' ', '-')}.sha256").write_text(fingerprint(patterns))
+    monkeypatch.setattr(publishing, "BUILD", tmp_path)
+    monkeypatch.setattr(publishing, "SITE", html)
+    return tmp_path
+
+
+def test_a_book_older_than_its_sources_is_not_published(built, tmp_path, capsys):
+    """By contents: a checkout makes files newer that are the same."""
+    html = built / "html"
+    os.utime(html / "_sources" / "book" / "map.md", (1, 1))
+    assert publishing.changed(built, html) == []
+    for name in ("book/map.md", "book/gone.md"):
+        (html / "_sources" / name).write_text("# Before")
+    (built / ".pages.sha256").write_text("0")
+    (built / ".executed-notebooks.sha256").unlink()
+    others = ["what the executed notebooks come from", "what the pages come from"]
+    assert publishing.changed(built, html) == ["book/gone.md", "book/map.md", *others]
+    assert publishing.main(["--repository", "a/b", "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Not published: the book is older than book/gone.md, book/map.md, ")
+    assert said.endswith("and 1 more: run `make book`\n") and not (tmp_path / "out").exists()
+
+
+def test_the_command_says_why_pdf_and_slides_are_not_published(built, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(publishing, "publish", lambda to, out, downloads: out.mkdir() or tmp_path / WHEEL)
+    (built / "attncourse.pdf").touch()
+    os.utime(built / "attncourse.pdf", (1, 1))
+    assert publishing.main(["--repository", "a/b", "--out", str(tmp_path / "out")]) == 0
+    said = "the book as one PDF (older than the sources of the book) and slides of each chapter (not made yet)"
+    assert f"Without {said}: run `make pdf slides`" in capsys.readouterr().out
+
+
+def test_the_branch_lists_its_notebooks():
+    titles = {"exercises/05_causal.ipynb": "x", "notebooks/00_start.ipynb": "Start", "notebooks/05_causal.ipynb": "Two"}
+    first, second = publishing.rows(titles, FORK).splitlines()
+    assert first == f"| [00 Start]({FORK.colab('notebooks/00_start.ipynb')}) |  |  |"
+    exercises = FORK.colab("exercises/05_causal.ipynb")
+    assert second == f"| [05 Two]({FORK.colab('notebooks/05_causal.ipynb')}) | [exercises]({exercises}) |  |"
+
+
 def test_what_an_earlier_run_left_is_not_published_again(site, wheel, tmp_path):
     out = tmp_path / "out"
     publishing.publish(FORK, out, site, outputs=tmp_path / "cache")
@@ -278,10 +381,11 @@ def test_earlier_packages_stay_beside_the_new_one(tmp_path):
     assert kept == {WHEEL: "new", WHEEL.replace("0.1.0", "0.0.9"): "old"}
 
 
-def test_a_tag_says_the_version(tmp_path):
-    publishing.check_tag("v0.1.0", tmp_path / WHEEL)
-    with pytest.raises(ValueError, match=r"the tag v0\.2\.0 releases version 0\.1\.0: .* tag it v0\.1\.0"):
-        publishing.check_tag("v0.2.0", tmp_path / WHEEL)
+def test_a_tag_says_the_version():
+    version = attncourse.__version__
+    publishing.check_tag(f"v{version}")
+    with pytest.raises(ValueError, match=rf"the tag v99 releases version {version}: .* tag it v{version}"):
+        publishing.check_tag("v99")
 
 
 def test_a_notebook_that_changed_after_the_build_is_not_published_as_executed(tmp_path):
@@ -294,7 +398,13 @@ def test_a_notebook_that_changed_after_the_build_is_not_published_as_executed(tm
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--repository", "nobody"], "repository='nobody'"), (["--repository", "a/b"], "run `make book`")],
+    [
+        (["--repository", "nobody"], "repository='nobody'"),
+        (["--repository", "a/b"], "run `make book`"),
+        (["--check", "--repository", "a/b", "--tag", "v99"], "the tag v99 releases version"),
+        (["--check", "--repository", "a/b", "--site", "http://e.org/"], "is not https"),
+        (["--repository", "a/b", "--earlier", "gone"], "no folder gone, which --earlier names"),
+    ],
 )
 def test_the_command_says_in_a_sentence_why_it_did_nothing(arguments, message, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(publishing, "SITE", tmp_path / "html")
@@ -302,3 +412,10 @@ def test_the_command_says_in_a_sentence_why_it_did_nothing(arguments, message, m
     said = capsys.readouterr().err
     assert said.startswith("Not published: ") and message in said
     assert not (tmp_path / "out").exists()
+
+
+def test_what_can_be_published_is_checked_without_a_book(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(publishing, "SITE", tmp_path / "html")
+    tag = f"v{attncourse.__version__}"
+    assert publishing.main(["--check", "--repository", "a/b", "--tag", tag, "--out", str(tmp_path / "out")]) == 0
+    assert "https://a.github.io/b/" in capsys.readouterr().out and not list(tmp_path.iterdir())

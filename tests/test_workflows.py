@@ -83,10 +83,13 @@ def test_the_order_is_test_build_stamp_deploy():
     jobs = load("publish")["jobs"]
     done = steps(jobs["build"])
     order = (
+        "actions/configure-pages",
         "restrict_unprivileged_userns=0",
+        "make setup",
+        "scripts.publish --check",
         "make test",
         "make pdf slides",
-        "scripts.publish",
+        "scripts.publish --repository",
         "upload-pages-artifact",
     )
     places = [done.index(step) for step in order]
@@ -109,10 +112,9 @@ def test_the_workflow_makes_the_tree_as_the_dry_run_does():
     assert "-m scripts.publish --repository '$(REPOSITORY)'" in make
     publish = (ROOT / "scripts" / "publish.py").read_text()
     done = steps(load("publish")["jobs"]["build"])
-    (command,) = re.findall(r"-m scripts\.publish (.*)", done)
-    used = re.findall(r"--[a-z-]+", command)
-    assert "--repository" in used and len(used) >= 4
-    assert all(f'"{option}"' in publish for option in used)
+    check, command = (re.findall(r"--[a-z-]+", line) for line in re.findall(r"-m scripts\.publish (.*)", done))
+    assert check[0] == "--check" and {"--repository", "--site", "--tag"} <= set(check) & set(command)
+    assert all(f'"{option}"' in publish for option in check + command)
     uploads = re.findall(r"path: _build/publish/(\w+)", WORKFLOWS[-1].read_text())
     assert sorted(uploads) == ["colab", "site", "wheel"]
     assert all(f'out / "{name}"' in publish for name in uploads)
@@ -124,6 +126,67 @@ def test_the_branch_for_colab_is_the_one_that_links_name():
     done = steps(load("publish")["jobs"]["colab"])
     assert f"--initial-branch {BRANCH}\n" in done
     assert re.search(rf"git push .* {BRANCH}$", done, re.MULTILINE)
+
+
+def run_step(job, name, releases, folder):
+    """Run a step of the workflow as Actions does, with a gh that knows these releases; returns its status and calls.
+
+    releases: the names of their assets by tag. A wheel called broken is listed, and cannot be fetched.
+    """
+    (step,) = (step for step in load("publish")["jobs"][job]["steps"] if step.get("name") == name)
+    gh = folder / "gh"
+    gh.write_text(f"""#!{sys.executable}
+import sys
+releases, (_, _, verb, tag, *rest) = {releases!r}, sys.argv
+open("calls", "a").write(" ".join([verb, tag, *rest]) + "\\n")
+if verb == "list":
+    print("".join(name + "\\n" for name in releases), end="")
+elif verb == "view":
+    tag in releases or sys.exit("release not found")
+    print(*(name for name in releases[tag] if name.endswith(".whl")), sep="\\n", end="")
+elif verb == "download":
+    "*.whl" in rest and any(name.endswith(".whl") for name in releases[tag]) or sys.exit("no assets match")
+    "broken.whl" in releases[tag] and sys.exit("connection reset")
+elif verb == "create":
+    tag in releases and sys.exit("a release with the same tag name already exists")
+""")
+    gh.chmod(0o755)
+    environment = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "GITHUB_REF_NAME": "v2"}
+    shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+    status = subprocess.run(shell, cwd=folder, env=environment, capture_output=True).returncode
+    calls = (folder / "calls").read_text().splitlines()
+    return status, [call.split(" --")[0] for call in calls if not call.startswith(("list", "view"))]
+
+
+@pytest.mark.parametrize(
+    ("releases", "status", "fetched"),
+    [
+        ({"v2": ["a.whl"], "v1": ["notes.pdf"], "v0": ["b.whl"]}, 0, ["download v2", "download v0"]),
+        ({"v2": []}, 0, []),
+        ({}, 0, []),
+        ({"v2": ["broken.whl"], "v1": ["a.whl"]}, 1, ["download v2"]),
+    ],
+)
+def test_earlier_packages_are_fetched_or_the_build_fails(releases, status, fetched, tmp_path):
+    name = "Fetch the packages of earlier releases"
+    (step,) = (step for step in load("publish")["jobs"]["build"]["steps"] if step.get("name") == name)
+    assert step["shell"] == "bash"  # Actions then sets pipefail too
+    assert run_step("build", name, releases, tmp_path) == (status, fetched)
+
+
+@pytest.mark.parametrize(
+    ("releases", "done"), [({"v1": ["a.whl"]}, "create v2 wheel/b.whl"), ({"v2": []}, "upload v2 wheel/b.whl")]
+)
+def test_a_release_is_made_once_and_its_package_replaced(releases, done, tmp_path):
+    (tmp_path / "wheel").mkdir()
+    (tmp_path / "wheel" / "b.whl").touch()
+    assert run_step("release", "Attach it", releases, tmp_path) == (0, [done])
+
+
+def test_what_pages_are_deployed_from_is_kept_for_a_week():
+    """A deployment may wait for a person, or be run again."""
+    (upload,) = (step for step in load("publish")["jobs"]["build"]["steps"] if "pages-artifact" in step.get("uses", ""))
+    assert upload["with"]["retention-days"] == 7
 
 
 def test_newest_versions_are_tried_on_a_schedule():

@@ -96,6 +96,8 @@ def lost(address, tree):
         return ""
     if address.startswith(f"https://github.com/{REPOSITORY}/"):
         return "" if "/issues/new?" in address else f"{address} is no form"
+    if address == f"https://github.com/{REPOSITORY}":
+        return ""
     other = re.search(r"colab\.research|github\.io|127\.0\.0\.1|localhost", address)
     return f"{address} is another fork's" if other else ""
 
@@ -106,13 +108,14 @@ def pages(tree):
     return sorted(path.with_suffix(".html").as_posix() for path in sources)
 
 
-def test_every_page_says_where_it_lies_and_how_to_report_an_error(tree):
+def test_every_page_says_where_it_lies_where_its_sources_are_and_how_to_report_an_error(tree):
     form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / "error.yml").read_text())
     assert len(pages(tree)) > 60
     for name in pages(tree):
         page = read(tree / "site" / name)
         assert page.canonical == page.shared["og:url"] == TO.site + name
         assert page.shared["og:image"] == f"{TO.site}_static/card.png"
+        assert page.to("Source of this copy on GitHub") == [f"https://github.com/{REPOSITORY}"]
         (report,) = page.to("Report an error on this page")
         assert report.startswith(f"https://github.com/{REPOSITORY}/issues/new?")
         fields = parse_qs(urlsplit(report).query)
@@ -159,6 +162,14 @@ def test_links_of_pages_resolve(tree):
             broken += [(name, why) for why in [lost(absolute, tree)] if why]
     assert not broken
     assert own > 5000
+    assert not list(tree.glob("site/**/*webpack-macros.html"))
+
+
+def test_the_branch_lists_every_notebook(tree):
+    links = re.findall(r"\[([^]]+)\]\(([^)]+)\)", (tree / "colab" / "README.md").read_text("utf-8"))
+    assert sorted(target for _, target in links) == sorted(COLAB + name for name in NOTEBOOKS)
+    assert links[0] == ("00 Start here", f"{COLAB}notebooks/00_start.ipynb")
+    assert not [why for _, target in links for why in [lost(target, tree)] if why]
 
 
 def notebooks(tree):
@@ -249,7 +260,7 @@ AXE_ON_LINKS = """
 
 @pytest.mark.parametrize(
     ("name", "scheme", "width", "count"),
-    [("notebooks/13_gqa", "light", 1280, 2), ("exercises/13_gqa", "dark", 390, 2), ("book/intro", "light", 320, 1)],
+    [("notebooks/13_gqa", "light", 1280, 3), ("exercises/13_gqa", "dark", 390, 3), ("book/intro", "light", 320, 2)],
 )
 def test_the_links_fit_and_are_accessible(name, scheme, width, count, browser, tree):
     sheet = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
@@ -266,4 +277,31 @@ def test_the_links_fit_and_are_accessible(name, scheme, width, count, browser, t
     found = sheet.evaluate(AXE_ON_LINKS, AXE_OPTIONS)
     assert not [f"{rule['id']}: {node['html'][:200]}" for rule in found["violations"] for node in rule["nodes"]]
     assert found["passes"]
+    sheet.close()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_an_address_that_is_none_shows_a_page_of_the_book(scheme, width, browser, tree):
+    """As the host does: 404.html at any depth, everything else from where it lies."""
+
+    def serve(route):
+        path = tree / "site" / unquote(urlsplit(route.request.url.removeprefix(TO.site)).path)
+        there = route.request.url.startswith(TO.site) and path.is_file()
+        lost.extend([] if there else [route.request.url])
+        route.fulfill(path=path if there else tree / "site" / "404.html", status=200 if there else 404)
+
+    lost, gone = [], f"{TO.site}notebooks/old/gone.html"
+    sheet = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
+    sheet.route("**/*", serve)
+    sheet.goto(gone)
+    assert lost == [gone]  # and its styles were found
+    assert sheet.locator("h1").inner_text() == "This page is not here"
+    background = sheet.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert sheet.evaluate("() => document.documentElement.scrollWidth") <= width
+    sheet.evaluate(AXE.read_text("utf-8"))
+    found = sheet.evaluate("(options) => axe.run(document, options)", AXE_OPTIONS)
+    assert not [f"{rule['id']}: {node['html'][:200]}" for rule in found["violations"] for node in rule["nodes"]]
+    sheet.get_by_text("First page of the course").click()
+    assert sheet.url == f"{TO.site}book/intro.html"
+    assert sheet.evaluate("() => getComputedStyle(document.body).backgroundColor") == background
     sheet.close()
