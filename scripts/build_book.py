@@ -31,6 +31,7 @@ DERIVED = {
         [
             *("book/_ext/*", "book/_static/*", "_config.yml", "_toc.yml", "package-lock.json", "requirements.txt"),
             "CITATION.cff",  # what the first page says of the course to search engines
+            *("CHANGELOG.md", "book/references.bib"),  # parts of pages
         ],
     ),
 }
