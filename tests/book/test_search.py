@@ -124,6 +124,26 @@ Without a chapter, unlike the next one.
     assert found == dict.fromkeys(own, "notebooks/01_x") | dict.fromkeys(term, "notebooks/02_y") | {"z": "book/z"}
 
 
+def test_the_results_are_announced_and_one_tab_away(sheet, start):
+    sheet.goto(start)
+    ask(sheet, "GQA")
+    status = sheet.get_by_role("status").filter(has_text=re.compile(r"found \d+ page"))
+    assert status.evaluate("status => status === document.activeElement")
+    links = sheet.locator("#search-results ul.search li > a")
+    for i in range(2):
+        sheet.keyboard.press("Tab")
+        assert links.nth(i).evaluate("link => link === document.activeElement")
+
+
+def test_a_reader_who_types_on_keeps_the_focus(browser, site):
+    page = browser.new_page()
+    page.add_init_script("""addEventListener("DOMContentLoaded", () => document.querySelector("main input").focus())""")
+    page.goto(f"{site.as_uri()}/search.html?q=GQA")
+    page.locator("#search-results .search-summary").filter(has_text="found").wait_for()
+    assert page.evaluate("document.activeElement.name") == "q"
+    page.close()
+
+
 def test_what_is_nowhere_is_not_found(sheet, start):
     sheet.goto(start)
     assert ask(sheet, "qwertzuiop") == []
