@@ -29,7 +29,8 @@ def table(data: Mapping[str, Sequence] | Sequence[Mapping[str, Any]], *, caption
     require_text(caption=caption)
     header, rows = to_columns(data)
     body = f"<figure><figcaption>{prose(caption)}</figcaption>{html_table(header, rows, caption)}</figure>"
-    return Output(f"{caption}\n{text_table(header, rows)}", fragment(body, kind=kind))
+    styles = ["comparison.css"] if kind == "comparison" else []
+    return Output(f"{caption}\n{text_table(header, rows)}", fragment(body, kind=kind, styles=styles))
 
 
 def comparison(chapter: str) -> Output:

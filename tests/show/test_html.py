@@ -35,8 +35,8 @@ def size(*names: str) -> int:
 
 def test_styles_and_scripts_are_small():
     shared = size("course.css", "pieces.css", "course.js")
-    assert shared <= 10_500  # in every piece
-    assert shared + size("alignment.js", "recall.js") <= 15_500
+    assert shared <= 11_000  # in every piece
+    assert shared + size("alignment.js", "recall.js") <= 16_000
     assert size("scores.css", "scores.js") <= 5_000
     pieces = ["alignment.js", "recall.js", "rotation.css", "rotation.js", "scores.css", "scores.js"]
     pieces += ["steps.css", "steps.js"]
@@ -56,8 +56,8 @@ def test_styles_and_scripts_are_small():
     assert size("sharing.css", "sharing.js") <= 4_500
     pieces += ["online.css", "online.js"]
     assert size("online.css", "online.js") <= 5_500
-    pieces += ["decoding.css", "decoding.js", "claims.css"]
-    assert size("decoding.css", "decoding.js") <= 4_000 and size("claims.css") <= 1_000
+    pieces += ["decoding.css", "decoding.js", "claims.css", "comparison.css"]
+    assert size("decoding.css", "decoding.js") <= 4_000 and size("claims.css") <= 1_000 >= size("comparison.css")
     pieces += ["roofline.css", "roofline.js"]
     assert size("roofline.css", "roofline.js") <= 5_000
     pieces += ["map.css", "map.js", "timeline.css"]
