@@ -2,19 +2,24 @@
 
 A cell is on the slides when its notebook gives it a slide type (JupyterLab: property inspector, "Slide Type"):
 `slide` begins one, `subslide` one below it, `-` goes on, `notes` is for the speaker. Cells without one are left out.
-Of prose a slide takes headings, formulas, tables, and the first sentence of each paragraph and item; the whole of it
-goes to the speaker's notes. A long program becomes several slides, and so do recall questions.
+Of prose a slide takes headings, formulas, tables, and the first sentence of each paragraph and item, or the
+`slideshow.text` of the cell's metadata in their place; the whole goes to the speaker's notes, as do the answers of
+questions. A long program becomes several slides, and so do recall questions.
 """
 
+import ast
 import json
 import re
 import shutil
+import subprocess
 import sys
+import textwrap
 from copy import deepcopy
+from html import escape
 from pathlib import Path
 
 import nbformat
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_output
@@ -26,7 +31,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DECK = Path(__file__).resolve().parent / "deck"
 EXECUTED = ROOT / "_build" / "jupyter_execute" / "notebooks"  # as the book's build leaves them
 OUT = ROOT / "_build" / "slides"
-LINES = 24  # of a program on one slide
+LINES = 20  # of a program on one slide
+COLUMNS = 96  # of a program, at its full size; a wider or longer one is set smaller
+WIDTHS = (88, 104, 120)  # in which a program is laid out, to see which can be set largest
+PARTS = 4  # of a program at most: from there on only its functions and its layers' `forward`, the first first
 SHORT = 40  # characters of a first sentence, with which the next one is shown too
 REVEAL, KATEX = ROOT / "node_modules" / "reveal.js" / "dist", ROOT / "node_modules" / "katex" / "dist"
 LIBRARIES = {
@@ -51,6 +59,7 @@ INDEX = """<!DOCTYPE html>
 # Between sentences: behind a full stop, which emphasis or a bracket may follow.
 LINKED = re.compile(r"\]\([^)]*\)")
 QUOTED = re.compile(r'\*"[^"]*[".]\*')  # a misunderstanding, which never stands without its answer
+NAMED = re.compile(r"^\*\*[^*.]+\*\* ")  # what an item is about, such as **New**
 DATED = re.compile(r", (?:\w+ )*20\d\d-\d\d\b")  # where an exhibit was found: what it is comes next
 SENTENCE = re.compile(r"(?:(?<=[.?!])|(?<=[.?!][*\")])|(?<=[.?!]\*\*))(?<!et al\.)\s+(?=[^a-z\d])")
 
@@ -60,17 +69,22 @@ def unlink(markdown: str) -> str:
     return re.sub(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\((?!https?:)[^)]*\)", r"\1", markdown)
 
 
-def in_front(block: str) -> str:
-    """The first sentence of a paragraph or item, and more while that is short, such as **In one sentence.**"""
+def in_front(block: str, leads_on: bool = False) -> str:
+    """The first sentence of a paragraph or item, and more while that is short, such as **In one sentence.**
+
+    Where a formula follows, the last sentence too: it `leads_on` to it.
+    """
     text = re.sub(r" \(exercises? [^)]*\)", "", " ".join(block.split("\n")))
     marker, text = re.fullmatch(r"((?:[-*]|\d+\.) +)?(.*)", text).groups("")
     if text.startswith("**Before you look"):
         return text  # it asks
     first, *more = SENTENCE.split(text)
-    while more and len(QUOTED.sub("", LINKED.sub("", first))) < SHORT:
+    while more and len(QUOTED.sub("", LINKED.sub("", NAMED.sub("", first)))) < SHORT:
         first += " " + more.pop(0)
     if more and DATED.search(first):
         first += " " + more.pop(0)
+    if more and leads_on:
+        first += " " + more[-1]
     return marker + first
 
 
@@ -80,56 +94,204 @@ def blocks(markdown: str) -> list[str]:
     return [block for block in re.split(r"\n\s*\n", markdown.strip()) if block.strip()]
 
 
-def shown(markdown: str) -> str:
-    """What of a cell's prose stands on the slide."""
+def shown(markdown: str, more: bool = False) -> str:
+    """What of a cell's prose stands on the slide, where `more` says that the next cell is on it too."""
     kept = []
-    for block in blocks(unlink(markdown)):
+    all_blocks = blocks(unlink(markdown))
+    for block, after in zip(all_blocks, [*all_blocks[1:], ""], strict=True):
         if re.match(r"#|\||\$\$|>", block):
             kept.append(block)
         else:
             items = re.split(r"\n(?=(?:[-*]|\d+\.) )", block)
-            kept.append("\n".join(map(in_front, items)))
+            leads_on = after.startswith("$$") and len(items) == 1
+            kept.append("\n".join(in_front(item, leads_on) for item in items))
+    while not more and kept[-1:] and kept[-1].endswith(":"):
+        kept.pop()  # what it announces is not on the slides
     return "\n\n".join(kept)
 
 
-def programs(source: str) -> list[str]:
-    """The HTML of a program in parts of at most about LINES lines, cut at empty lines where that can be."""
-    lines = source.strip("\n").split("\n")
-    coloured = highlight(source, PythonLexer(), HtmlFormatter(nowrap=True)).split("\n")
+def on_slide(cell: NotebookNode, more: bool) -> str:
+    """The slide's text of a Markdown cell: its own, below the cell's headings, where the metadata has one."""
+    text = cell.metadata.get("slideshow", {}).get("text")
+    if text is None:
+        return shown(cell.source, more)
+    return "\n\n".join([*re.findall(r"^#+ .*$", cell.source, re.MULTILINE), text])
+
+
+def is_check(node: ast.stmt) -> bool:
+    """Whether a statement does nothing but refuse arguments."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        return re.match(r"(?:\w+\.)*_?check_", ast.unparse(node.value.func)) is not None
+    if isinstance(node, ast.If) and not node.orelse:
+        return all(isinstance(step, ast.Raise) or is_check(step) for step in node.body)
+    return isinstance(node, ast.For) and all(map(is_check, node.body))
+
+
+def is_aside(node: ast.stmt) -> bool:
+    """Whether a slide can do without a statement: a docstring, an import, `__all__`, a check, or a private helper."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return isinstance(node.value.value, str)
+    if isinstance(node, ast.Assign):
+        return ast.unparse(node.targets[0]) == "__all__"
+    if isinstance(node, ast.FunctionDef):
+        return re.match(r"_(?!_)|check_", node.name) is not None
+    return isinstance(node, ast.Import | ast.ImportFrom) or is_check(node)
+
+
+def first_line(node: ast.stmt, lines: list[str]) -> int:
+    """The index of a statement's first line, with decorators and the comments above it."""
+    first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))]) - 1
+    while first and lines[first - 1].lstrip().startswith("#"):
+        first -= 1
+    return first
+
+
+def is_detail(node: ast.stmt, parent: ast.AST) -> bool:
+    """Whether a statement is what a layer has besides `forward`."""
+    names = [getattr(step, "name", "") for step in parent.body]
+    return isinstance(parent, ast.ClassDef) and "forward" in names and getattr(node, "name", "") != "forward"
+
+
+def signature(node: ast.FunctionDef) -> str:
+    """The first line of a function, without annotations."""
+    arguments = deepcopy(node.args)
+    for argument in ast.walk(arguments):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    return f"{' ' * node.col_offset}def {node.name}({ast.unparse(arguments)}):"
+
+
+def essence(source: str, long: bool = False) -> str:
+    """A program without what a room need not read; of a `long` one not the details either."""
+    lines = source.split("\n")
+    left_out, first = set(), {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.body[0].lineno > node.lineno:
+            first[node.lineno - 1] = signature(node)
+            left_out |= set(range(node.lineno, first_line(node.body[0], lines)))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.If | ast.With):
+            asides = [step for step in node.body if is_aside(step) or (long and is_detail(step, node))]
+            if len(asides) == len(node.body):
+                continue  # it is all there is
+            for step in asides:
+                left_out |= set(range(first_line(step, lines), step.end_lineno))
+    return "\n".join(first.get(i, line) for i, line in enumerate(lines) if i not in left_out)
+
+
+def laid_out(source: str, columns: int) -> str:
+    """A program in lines of at most so many columns, where that can be."""
+    options = ["--isolated", f"--line-length={columns}", "--config=format.skip-magic-trailing-comma=true", "-"]
+    ruff = [sys.executable, "-m", "ruff", "format", *options]
+    return subprocess.run(ruff, input=source, capture_output=True, text=True, check=True).stdout.strip("\n")
+
+
+def cuts(source: str) -> dict[int, str]:
+    """The lines at which a program may be cut: where a definition or method begins, with the class that goes on there.
+
+    A class goes with its first method, and what stands above the first definition with that.
+    """
+    lines = source.split("\n")
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found[first_line(node, lines)] = ""
+        if isinstance(node, ast.ClassDef):
+            methods = [step for step in node.body if isinstance(step, ast.FunctionDef)]
+            found |= {first_line(step, lines): lines[node.lineno - 1] + "  # goes on" for step in methods[1:]}
+    return dict(list(found.items())[1:])
+
+
+def cut(source: str) -> list[str]:
+    """A program in parts of about LINES lines, cut where that can be; what cannot be cut is longer."""
+    lines, places = source.split("\n"), cuts(source)
     parts, begin = [], 0
     while begin < len(lines):
-        end = len(lines)
-        if end - begin > 1.25 * LINES:
-            empty = [i for i in range(begin + LINES // 2, begin + LINES + 1) if not lines[i]]
-            end = max(empty, key=lambda i: (lines[i + 1][:1] != " ", i), default=begin + LINES)
-        parts.append("\n".join(coloured[begin:end]).strip("\n"))
+        after = [i for i in [*places, len(lines)] if i > begin]
+        fitting = [i for i in after if len("\n".join(lines[begin:i]).rstrip().split("\n")) <= LINES] or after[:1]
+        end = max(fitting, key=lambda i: (not places.get(i) and i - begin > LINES // 2, i))
+        above = [places[begin]] if places.get(begin) else []
+        parts.append("\n".join([*above, *lines[begin:end]]).strip("\n"))
         begin = end
-    return [f'<div class="source highlight"><pre>{part}</pre></div>' for part in parts]
+    return parts
 
 
-def split(output: NotebookNode) -> list[str]:
-    """The HTML of one output, a part for each slide."""
+def size(part: str) -> float:
+    """How large a part of a program can be set; 1 is full size."""
+    lines = part.split("\n")
+    return min(1, LINES / len(lines), COLUMNS / max(map(len, lines)))
+
+
+def pages(source: str) -> list[str]:
+    """A program in parts, laid out so that the smallest of them is as large as can be."""
+    return max((cut(laid_out(source, width)) for width in WIDTHS), key=lambda parts: min(map(size, parts)))
+
+
+def told(source: str, part: str) -> str:
+    """What the docstrings say about the definitions that a part of a program shows, for the speaker."""
+    names = set(re.findall(r"^ *(?:class|def) (\w+)(?!.*# goes on)", part, re.MULTILINE))
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    docs = {node.name: ast.get_docstring(node) for node in nodes if node.name in names and ast.get_docstring(node)}
+    return "".join(f"<p><code>{name}</code>: {' '.join(escape(doc).split())}</p>" for name, doc in docs.items())
+
+
+def programs(source: str) -> list[tuple[str, str]]:
+    """The HTML of a program in parts, at most PARTS, each with its speaker's notes."""
+    source = textwrap.dedent(source)
+    parts = pages(essence(source))
+    if len(parts) >= PARTS:
+        parts = pages(essence(source, long=True))[:PARTS]
+    said = "<p>Without imports, annotations, docstrings, checks and helpers; the whole is in the book.</p>"
+    formatter = HtmlFormatter(nowrap=True)
+    coloured = [highlight(part, PythonLexer(), formatter) for part in parts]
+    html = [f'<div class="source highlight"><pre>{text}</pre></div>' for text in coloured]
+    return [(text, said + told(source, part)) for text, part in zip(html, parts, strict=True)]
+
+
+def new_rows(root: Tag) -> str:
+    """The rows of a comparison that its chapter adds, as a table with a line for each column."""
+    new = re.search(r"the last (\d+ )?rows? (?:is|are) new", root.figcaption.get_text())
+    rows = [row.find_all(["th", "td"]) for row in root.select("tbody tr")[-int(new[1] or 1) :]]
+    lines = zip(root.select("thead th"), *rows, strict=True)
+    texts = ["".join(f"<td>{cell.decode_contents()}</td>" for cell in cells) for _, *cells in lines]
+    heads = [f'<th scope="row">{head.decode_contents()}</th>' for head in root.select("thead th")]
+    body = "".join(f"<tr>{head}{text}</tr>" for head, text in zip(heads, texts, strict=True))
+    return f"<table><tbody>{body}</tbody></table>"
+
+
+def answer(question: Tag) -> str:
+    """The answer of a prediction or of one recall question with its explanation, for the speaker."""
+    if question.select_one(".ac-answer"):
+        return f"<p>{question.select_one('.ac-answer').decode_contents()}</p>"
+    options = question.select(".ac-options li")
+    feedback = question.select(".ac-feedback li")
+    right = next(i for i, line in enumerate(feedback) if line.b.get_text() == "Right.")
+    why = feedback[right].span.decode_contents()
+    return f"<p><b>{'ABCDEFGH'[right]}. {options[right].decode_contents()}</b> {why}</p>"
+
+
+def split(output: NotebookNode) -> list[tuple[str, str]]:
+    """The HTML of one output, a part for each slide, and the speaker's notes to it."""
     soup = BeautifulSoup(output.data["text/html"], "html.parser")
     root = soup.find(class_="ac")
     if "ac-source" in root["class"]:
         return programs(root.pre.get_text())
-    if "ac-comparison" in root["class"]:  # this chapter's row, and the one before: the whole is too much
-        for row in root.select("tbody tr")[:-2]:
-            row.decompose()
-        if root.figcaption:
-            root.figcaption.string = "The last two rows of the running comparison; the lower is new."
+    if root.figcaption and "new" in root.figcaption.get_text() and "ac-comparison" in root["class"]:
+        root.table.replace_with(BeautifulSoup(new_rows(root), "html.parser"))  # the whole is too much for a room
+        root.figcaption.string = "New in the running comparison:"
     if "ac-questions" in root["class"]:
         data = root.find("script", type="application/json")
         parts = []
-        for i, answer in enumerate(json.loads(data.get_text())["correct"]):
+        for i, right in enumerate(json.loads(data.get_text())["correct"]):
             one = deepcopy(soup)
             questions = one.select(".ac-question")
             for other in questions[:i] + questions[i + 1 :]:
                 other.decompose()
-            one.find("script", type="application/json").string = json.dumps({"correct": [answer]})
-            parts.append(str(one))
+            one.find("script", type="application/json").string = json.dumps({"correct": [right]})
+            parts.append((str(one), answer(questions[i])))
         return parts
-    return [str(soup)]
+    if "ac-predict" in root["class"]:
+        return [(str(soup), answer(root))]
+    return [(str(soup), "")]
 
 
 def streams_once(outputs: list[NotebookNode]) -> list[NotebookNode]:
@@ -153,8 +315,12 @@ def slides(notebook: NotebookNode) -> NotebookNode:
         cell.metadata["slideshow"] = {"slide_type": kind}
         cells.append(cell)
 
-    for cell in notebook.cells:
-        kind = cell.metadata.get("slideshow", {}).get("slide_type")
+    def note(cell: NotebookNode, text: str) -> None:
+        if text:
+            add(new_markdown_cell(text, id=f"{cell.id}-notes"), "notes")
+
+    kinds = [cell.metadata.get("slideshow", {}).get("slide_type") for cell in notebook.cells]
+    for cell, kind, after in zip(notebook.cells, kinds, [*kinds[1:], None], strict=True):
         titles = re.findall(r"^##? .*$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
         heading = titles[-1] if titles else heading
         if kind in (None, "", "skip"):
@@ -166,7 +332,7 @@ def slides(notebook: NotebookNode) -> NotebookNode:
         if cell.cell_type == "markdown":
             if kind != "notes":
                 above = "" if titles or kind == "-" else f"{heading}\n\n"
-                add(new_markdown_cell(above + shown(cell.source), id=cell.id), kind)
+                add(new_markdown_cell(above + on_slide(cell, more=after == "-"), id=cell.id), kind)
             add(new_markdown_cell(unlink(cell.source), id=f"{cell.id}-notes"), "notes")
             continue
         if kind != "-":
@@ -175,18 +341,20 @@ def slides(notebook: NotebookNode) -> NotebookNode:
         rich = [i for i, output in enumerate(cell.outputs) if "text/html" in output.get("data", {})]
         parts = split(cell.outputs[rich[0]]) if len(rich) == 1 else []
         if parts:
-            cell.outputs[rich[0]].data = {"text/html": parts[0]}
+            cell.outputs[rich[0]].data = {"text/html": parts[0][0]}
         if parts and (
             "show.source" in cell.source or cell.source.count("\n") >= LINES // 2
         ):  # what it shows is the point
             cell.metadata["tags"] = ["hide-input"]
         add(cell, "-")
-        for i, part in enumerate(parts[1:], 1):
+        note(cell, parts[0][1] if parts else "")
+        for i, (part, said) in enumerate(parts[1:], 1):
             add(new_markdown_cell(heading, id=f"{cell.id}-heading-{i}"), "subslide")
             more = deepcopy(cell)
             more.id, more.metadata["tags"] = f"{cell.id}-{i}", ["hide-input"]
             more.outputs = [new_output("display_data", {"text/html": part})]
             add(more, "-")
+            note(more, said)
     if not cells:
         raise ValueError("no cell of the notebook has a slide type")
     title = re.sub(r"^# ", "", shown(notebook.cells[0].source).split("\n")[0])

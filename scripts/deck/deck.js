@@ -1,5 +1,6 @@
 // Mathematics, the slide show, and slides that fit: what is too tall is set smaller, down to half.
 const LEAST = 0.5;
+const FREE = 36; // pixels at the bottom, for the page number and the arrows
 
 function fit(slide) {
   const body = slide && slide.querySelector(":scope > .fit");
@@ -18,7 +19,7 @@ function overflow(slide) {
   const boxes = [body, ...body.querySelectorAll(":scope table, :scope pre, :scope svg, :scope figure")].map((box) => box.getBoundingClientRect());
   const right = Math.max(...boxes.map((box) => box.right)) - room.right;
   const bottom = Math.max(...boxes.map((box) => box.bottom)) - (slide.closest(".pdf-page") ?? document.querySelector(".slides")).getBoundingClientRect().bottom;
-  return Math.round(Math.max(right, bottom) / scale);
+  return Math.round(Math.max(right / scale + 20, bottom / scale + FREE));
 }
 
 renderMathInElement(document.querySelector(".slides"), {

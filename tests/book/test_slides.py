@@ -5,7 +5,10 @@ from collections import Counter
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_output
 
+from attncourse import show
 from scripts import slides
 
 NOTEBOOKS = sorted((slides.ROOT / "notebooks").glob("*.ipynb"))
@@ -46,6 +49,18 @@ def test_every_chapter_has_ten_to_twenty_slides(path):
             "1. One item of a list, not of the shortest. Two.\n2. three ([exercise 1](e.ipynb));",
             "1. One item of a list, not of the shortest.\n2. three;",
         ),
+        (
+            "A first sentence that is long enough for a slide. Not this. It runs at\n\n$$\nx\n$$",
+            "A first sentence that is long enough for a slide. It runs at\n\n$$\nx\n$$",
+        ),
+        (
+            "Long enough to stand on a slide without more.\n\nThe byte model on 32 more:",
+            "Long enough to stand on a slide without more.",
+        ),
+        (
+            "- **New** Chapters 12 and 13 shared heads. Here not. More.",
+            "- **New** Chapters 12 and 13 shared heads. Here not.",
+        ),
         ("<details><summary>Hint</summary>\n\nHidden.\n\n</details>\n\nSeen.", "Seen."),
     ],
 )
@@ -53,12 +68,103 @@ def test_of_prose_a_slide_takes_what_stands_in_front(prose, on_the_slide):
     assert slides.shown(prose) == on_the_slide
 
 
-def test_a_long_program_is_cut_at_empty_lines():
-    source = "\n".join(f"def f{i}():\n    '''\n    A text.\n    '''\n    return {i}\n\n" for i in range(12))
-    parts = slides.programs(source)
+def test_a_line_that_announces_the_next_cell_stays():
+    assert slides.shown("Six patterns on 256 tokens, which are causal:", more=True).endswith(":")
+
+
+def test_a_cell_can_say_what_its_slide_says():
+    cell = nbformat.v4.new_markdown_cell(
+        "## A\n\nProse.", metadata={"slideshow": {"slide_type": "slide", "text": "Own."}}
+    )
+    notebook = slides.slides(nbformat.v4.new_notebook(cells=[cell]))
+    assert [cell.source for cell in notebook.cells] == ["## A\n\nOwn.", "## A\n\nProse."]
+
+
+LAYER = '''"""A module."""
+
+import torch
+
+__all__ = ["Layer"]
+
+
+def check_size(n):
+    raise ValueError(n)
+
+
+def _helper(x):
+    return x
+
+
+class Layer(nn.Module):
+    """A layer."""
+
+    def __init__(
+        self,
+        n: int,
+    ):
+        """Made."""
+        check_size(n)
+        if n > 3:
+            raise ValueError(n)
+        self.n = n
+
+    # why
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Run."""
+        return x  # (B, T)
+'''
+
+
+def test_of_a_program_a_slide_takes_what_it_computes():
+    assert slides.essence(LAYER).strip() == (
+        "class Layer(nn.Module):\n\n    def __init__(self, n):\n        self.n = n\n\n"
+        "    # why\n    def forward(self, x, *, mask=None):\n        return x  # (B, T)"
+    )
+    assert "__init__" not in slides.essence(LAYER, long=True)
+    ((html, said),) = slides.programs(LAYER)
+    assert "forward" in html
+    assert "<code>forward</code>: Run." in said
+
+
+def test_a_long_program_is_cut_between_definitions():
+    methods = "\n".join(f"    def f{i}(self):\n        a = {i}\n        b = a\n\n        return b\n" for i in range(9))
+    parts = slides.cut("X = 1\n\n\nclass A:\n" + methods)
     assert len(parts) > 2
-    assert all("f" in part.split("\n")[0] for part in parts)
-    assert sum(part.count("return") for part in parts) == 12
+    assert parts[0].startswith("X = 1")
+    assert all(part.startswith("class A:  # goes on\n    def f") for part in parts[1:])
+    assert all(part.endswith("return b") and len(part.split("\n")) <= slides.LINES + 1 for part in parts)
+
+
+def test_of_a_long_program_the_first_parts_are_shown():
+    long = "\n\n".join(f"def f{i}(x):\n" + "    x = x + 1\n" * 15 for i in range(9))
+    parts = slides.programs(long)
+    assert len(parts) == slides.PARTS
+    assert ["f0" in parts[0][0], "f3" in parts[3][0]] == [True, True]
+
+
+def test_a_program_that_is_one_check_is_shown():
+    assert slides.essence("def check_size(n):\n    raise ValueError(n)").count("raise") == 1
+
+
+def test_the_chapters_new_rows_are_lines_of_a_table():
+    output = new_output("display_data", {"text/html": show.comparison("kv_cache").html})
+    ((html, _),) = slides.split(output)
+    rows = BeautifulSoup(html, "html.parser").select("tr")
+    assert len(rows) == 9
+    assert [cell.get_text() for cell in rows[0]] == [
+        "mechanism",
+        "Key-value cache, exact",
+        "Quantized cache (8 or 4 bits)",
+    ]
+
+
+def test_the_speaker_is_told_the_answers():
+    output = new_output("display_data", {"text/html": show.predict("Which?", "Both, as `a` says.").html})
+    assert slides.split(output)[0][1] == "<p>Both, as <code>a</code> says.</p>"
+    output = new_output("display_data", {"text/html": show.questions("kv_cache").html})
+    parts = slides.split(output)
+    assert len(parts) == 5
+    assert parts[0][1].startswith("<p><b>A. 2 · 32 · 8 · 128 = 65,536.</b> A key and a value for each layer")
 
 
 def test_a_notebook_without_slides_is_refused():
