@@ -30,7 +30,7 @@ serve: book  ## build the book and serve it on this machine
 pdf: .venv/test.stamp book  ## print the whole book into _build/attncourse.pdf (some minutes)
 	@$(BIN)/python -m scripts.pdf
 
-slides: book  ## make slides of every chapter, in _build/slides
+slides: .venv/test.stamp book  ## make slides of every chapter, in _build/slides
 	@$(BIN)/python scripts/slides.py
 
 lint: .venv/test.stamp
