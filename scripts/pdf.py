@@ -17,21 +17,23 @@ from scripts import chromium
 from scripts.one_document import HOME, Page, document
 
 ROOT = Path(__file__).resolve().parent.parent
+PLACE = r'data-page="([^"]+)">'  # what stands before a page number
 
 
-def numbers(pdf: Path, pages: list[Page]) -> dict[str, int]:
-    """On which page of the PDF, counted from 1, each page of the book begins."""
+def numbers(pdf: Path, pages: list[Page], html: str) -> dict[str, int]:
+    """On which page of the PDF, counted from 1, each page of the book begins, and all else that `html` numbers."""
     reader = PdfReader(pdf)
     found = {key.lstrip("/"): place for key, place in reader.named_destinations.items()}
     missing = [page.path for page in pages if page.anchor not in found]
     if missing:
         raise ValueError(f"{len(missing)} pages of the book are not in {pdf.name}: {', '.join(missing)}")
-    return {page.anchor: reader.get_destination_page_number(found[page.anchor]) + 1 for page in pages}
+    wanted = dict.fromkeys([page.anchor for page in pages] + re.findall(PLACE, html))
+    return {anchor: reader.get_destination_page_number(found[anchor]) + 1 for anchor in wanted if anchor in found}
 
 
 def numbered(html: str, begins: dict[str, int]) -> str:
-    """The document with page numbers in its contents; 0 where none is known yet, which takes as much room."""
-    return re.sub(r'(data-page="([^"]+)">)', lambda m: f"{m[1]}{begins.get(m[2], 0)}", html)
+    """The document with page numbers in its contents and links; 0 where none is known yet, which takes as much room."""
+    return re.sub(PLACE, lambda m: f"{m[0]}{begins.get(m[1], 0)}", html)
 
 
 def print_book(site: Path, out: Path, browser: Browser, only: Sequence[str] = ()) -> dict[str, int]:
@@ -50,7 +52,7 @@ def print_book(site: Path, out: Path, browser: Browser, only: Sequence[str] = ()
         source.write_text(numbered(html, begins), encoding="utf-8")
         sheet.goto(source.as_uri(), wait_until="load")
         sheet.pdf(path=unfinished, prefer_css_page_size=True, tagged=final, outline=final, print_background=True)
-        before, begins = begins, numbers(unfinished, pages)
+        before, begins = begins, numbers(unfinished, pages, html)
     sheet.close()
     source.unlink()
     if foreign:

@@ -119,7 +119,7 @@ def state_version(app, pagename, templatename, context, doctree):
     version = f"Version {__version__}"
     if "book/changelog" in app.env.all_docs:
         version = f'<a href="{context["pathto"]("book/changelog")}">{version}</a>'
-    context["theme_extra_footer"] = f"{context.get('theme_extra_footer', '')} {version}."
+    context["theme_extra_footer"] = f"{context.get('theme_extra_footer', '')} {version}"
 
 
 def finish(app, exception):
