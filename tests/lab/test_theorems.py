@@ -23,6 +23,7 @@ from attncourse.multi_head import MultiHeadAttention
 from attncourse.patterns import Strided
 from attncourse.quantized_cache import QuantizedKVCache
 from attncourse.sliding_window import near_blocks
+from attncourse.sparse import _plan
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = json.loads(theorems.PATH.read_text(encoding="utf-8"))
@@ -299,6 +300,15 @@ MUTANTS = {  # what is wrong: the function, what stands in it, what it becomes, 
 }
 
 
+@pytest.fixture
+def nothing_kept():
+    """Plans that one program has made are not used by another."""
+    _plan.cache_clear()
+    yield
+    _plan.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_kept")
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_broken_mechanism_breaks_its_theorem(monkeypatch, mutant):
     function, was, becomes, *names = MUTANTS[mutant]
