@@ -85,9 +85,12 @@ def test_outline_has_parts_pages_and_sections(printed):
                 yield depth, item.title
 
     found = list(titles(printed.reader.outline))
-    assert {(0, "Chapters"), (1, "Additive attention"), (2, "By hand"), (1, "Exercises: additive attention")} <= set(
-        found
-    )
+    assert {
+        (0, "Chapters"),
+        (1, "01 Additive attention"),
+        (2, "By hand"),
+        (1, "Exercises 01: additive attention"),
+    } <= set(found)
 
 
 def test_fonts_are_embedded(printed):

@@ -68,7 +68,7 @@ FIRST = {  # what a reader types: the page that comes first
 
 @pytest.mark.parametrize(
     ("term", "heading"),
-    [("grouped-query", "Grouped-query attention"), ("bibliography", "Bibliography"), ("repeat_kv", "")],
+    [("grouped-query", "13 Grouped-query attention"), ("bibliography", "Bibliography"), ("repeat_kv", "")],
 )
 def test_a_term_leads_to_its_page(sheet, start, term, heading):
     sheet.goto(start)

@@ -156,8 +156,9 @@ def test_without_scripts_the_map_has_links_and_the_list_has_all(open_page):
 
 
 def test_a_finger_is_told_nothing_of_keys(open_page):
-    assert "arrow keys" in status(open_page(FRAGMENT))
+    assert open_page(FRAGMENT).get_by_text("arrow keys").is_visible()
     phone = open_page(FRAGMENT, viewport={"width": 390, "height": 800}, is_mobile=True, has_touch=True)
+    assert not phone.get_by_text("arrow keys").is_visible()
     assert status(phone).strip() == "Choose a mechanism or a condition: here you read what is known of it."
 
 
