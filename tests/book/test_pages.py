@@ -34,6 +34,7 @@ FORMULAS = """
     })
 """
 KINDS = ("book/intro", "notebooks/01_bahdanau", "exercises/01_bahdanau", "book/checks", "book/claims", "search")
+TWO_FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 FOCUS = """() => {
     // What the ring may be drawn on: the element, what it is in or before, what is in it.
     const near = (e) => [
@@ -207,9 +208,7 @@ def keyboard(browser, address):
     def load(page):
         sheet = context.new_page()
         sheet.goto(f"{address}/{page}.html")
-        sheet.wait_for_function(
-            "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
-        )
+        sheet.evaluate(TWO_FRAMES)
         return sheet
 
     yield load
@@ -237,7 +236,7 @@ def test_boxes_of_show_are_stops_while_they_scroll(keyboard):
         .map((box) => [box.scrollWidth > box.clientWidth, box.tabIndex == 0])"""
     for width in (1280, 320):
         sheet.set_viewport_size({"width": width, "height": 800})
-        sheet.wait_for_timeout(200)
+        sheet.evaluate(TWO_FRAMES)
         boxes = sheet.locator("article .ac-scroll").evaluate_all(seen)
         assert {(True, True), (False, False)} == set(map(tuple, boxes))
 
